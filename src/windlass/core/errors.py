@@ -1,0 +1,92 @@
+"""The errors a person may see.
+
+Every message says what was wrong, where, and what to do next. The command line prints `str(error)` and exits with
+`exit_code`; the HTTP server answers with `http_status`. Anything that is not a `WindlassError` is a bug of ours.
+"""
+
+from __future__ import annotations
+
+
+class WindlassError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        what: One sentence: what was wrong, with the value and the place (file, line, row, field).
+        hint: One sentence: what the reader can do about it. Empty when nothing can be done.
+
+    Example:
+        >>> str(WindlassError("no such folder: /data/reports", hint="check the spelling"))
+        'no such folder: /data/reports; check the spelling'
+    """
+
+    exit_code = 1
+    http_status = 500
+
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        self.what = what
+        self.hint = hint
+        super().__init__(f"{what}; {hint}" if hint else what)
+
+
+class UsageError(WindlassError):
+    """The caller asked for something that makes no sense: a wrong value, a missing file, an unknown name."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class NotFound(UsageError):
+    """A folder, file, model, system or passage that was named does not exist."""
+
+    http_status = 404
+
+
+class WorkspaceError(WindlassError):
+    """The `.windlass` folder cannot be used: unreadable, damaged, or of another format version."""
+
+
+class WorkspaceLocked(WorkspaceError):
+    """Another process is writing to this workspace."""
+
+    exit_code = 3
+    http_status = 409
+
+
+class StorageError(WindlassError):
+    """A write did not reach the disk (full, read-only, failing). What was acknowledged before is intact."""
+
+
+class ReadError(WindlassError):
+    """One input file could not be read. Never stops the others: it becomes the file's state.
+
+    Args:
+        reason: A short stable word for reports: `broken`, `encrypted`, `too-large`, `timeout`, `memory`,
+            `unsupported`, `unreadable`, `changing`, `bomb`, `empty`.
+    """
+
+    def __init__(self, what: str, *, reason: str = "broken", hint: str = "") -> None:
+        self.reason = reason
+        super().__init__(what, hint=hint)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_read_error, (self.what, self.reason, self.hint))
+
+
+def _read_error(what: str, reason: str, hint: str) -> ReadError:
+    return ReadError(what, reason=reason, hint=hint)
+
+
+class ModelError(WindlassError):
+    """A model is missing, damaged, or of a kind that is not supported."""
+
+
+class Busy(WindlassError):
+    """The queue is full; the caller should come back later."""
+
+    http_status = 429
+
+
+class Cancelled(WindlassError):
+    """The person or the caller stopped the work. What was finished stays finished."""
+
+    exit_code = 130
