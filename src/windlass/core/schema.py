@@ -1,0 +1,103 @@
+"""The tables of the workspace database, as numbered steps from an empty file to the newest version.
+
+A step, once released, is never edited: a later change is a new step. `PRAGMA user_version` holds the number of steps
+that a database has seen. Everything but `files` is derived from the user's folder and can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+STEPS: tuple[str, ...] = (
+    """
+    -- One row a content and format: identical files share it. `text` is zlib-compressed UTF-8.
+    CREATE TABLE documents (
+        id INTEGER PRIMARY KEY,
+        content_hash TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        reader_version INTEGER NOT NULL,
+        title TEXT NOT NULL,
+        pages INTEGER,
+        characters INTEGER NOT NULL,
+        faithful INTEGER NOT NULL,
+        encoding TEXT,
+        warnings TEXT NOT NULL,
+        text BLOB NOT NULL,
+        UNIQUE (content_hash, kind)
+    );
+
+    -- One row a file of the folder, in exactly one state; `reason` and `message` say why it failed.
+    CREATE TABLE files (
+        id INTEGER PRIMARY KEY,
+        path TEXT NOT NULL UNIQUE,
+        size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        ctime_ns INTEGER NOT NULL,
+        inode INTEGER NOT NULL,
+        scanned_ns INTEGER NOT NULL,
+        content_hash TEXT,
+        kind TEXT,
+        state TEXT NOT NULL CHECK (state IN ('seen', 'parsed', 'indexed', 'failed')),
+        reason TEXT,
+        message TEXT,
+        document_id INTEGER REFERENCES documents (id)
+    );
+    CREATE INDEX files_by_hash ON files (content_hash);
+    CREATE INDEX files_by_document ON files (document_id);
+    CREATE INDEX files_by_state ON files (state);
+
+    -- One row a table found in a document; `columns` is the JSON of its profiles.
+    CREATE TABLE tables (
+        id INTEGER PRIMARY KEY,
+        document_id INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        rows INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        end INTEGER NOT NULL,
+        columns TEXT NOT NULL,
+        warnings TEXT NOT NULL
+    );
+    CREATE INDEX tables_by_document ON tables (document_id);
+
+    -- One row a passage: the span [start, end) of the document's text, and what is indexed for it.
+    CREATE TABLE chunks (
+        id INTEGER PRIMARY KEY,
+        document_id INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+        kind TEXT NOT NULL CHECK (kind IN ('prose', 'code', 'schema', 'rows')),
+        start INTEGER NOT NULL,
+        end INTEGER NOT NULL,
+        page INTEGER,
+        table_id INTEGER REFERENCES tables (id) ON DELETE CASCADE,
+        first_row INTEGER,
+        last_row INTEGER,
+        heading TEXT NOT NULL,
+        text TEXT NOT NULL,
+        text_hash BLOB
+    );
+    CREATE INDEX chunks_by_document ON chunks (document_id);
+    CREATE INDEX chunks_by_text ON chunks (text_hash) WHERE text_hash IS NOT NULL;
+
+    -- The lexical index reads its text from `chunks` and changes with it, in the same transaction.
+    CREATE VIRTUAL TABLE lexical USING fts5 (
+        heading, text, content='chunks', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
+    );
+    CREATE TRIGGER chunks_added AFTER INSERT ON chunks BEGIN
+        INSERT INTO lexical (rowid, heading, text) VALUES (new.id, new.heading, new.text);
+    END;
+    CREATE TRIGGER chunks_removed AFTER DELETE ON chunks BEGIN
+        INSERT INTO lexical (lexical, rowid, heading, text) VALUES ('delete', old.id, old.heading, old.text);
+    END;
+
+    -- Vectors by the text they stand for, so equal passages are embedded once and a moved file not at all.
+    CREATE TABLE embeddings (
+        encoder TEXT NOT NULL,
+        text_hash BLOB NOT NULL,
+        vector BLOB NOT NULL,
+        PRIMARY KEY (encoder, text_hash)
+    ) WITHOUT ROWID;
+
+    -- Counters that readers watch: `generation` grows with every change of the index.
+    CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+    INSERT INTO counters VALUES ('generation', 0);
+    """,
+)
+
+VERSION = len(STEPS)

@@ -1,0 +1,399 @@
+"""What is in the folder, and what changed since the last look.
+
+An unchanged file is recognised by its stat record alone, as git does it, the racy case included: a file modified
+within two seconds of the previous scan could change again without its time changing, so it is hashed again. All
+else is hashed (BLAKE2b-256) with threads, since hashing releases the interpreter lock. Contents are compared by hash:
+an equal hash under a new name is a rename, several names of one hash are duplicates.
+
+Links are not followed: a link out of the folder would lift what was not asked for, a link inside it would lift
+things twice. Special files (pipes, sockets, devices) are never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import stat
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from windlass.core.errors import ReadError
+from windlass.core.paths import to_os, to_text
+from windlass.core.progress import Progress, Silent, check_cancelled
+from windlass.core.workspace import STATE_FOLDER, Workspace
+
+IGNORE_FILE = ".windlassignore"
+DEFAULT_IGNORE: tuple[str, ...] = (
+    ".*",
+    "__pycache__/",
+    "node_modules/",
+    "lost+found/",
+    "*.pyc",
+    "~$*",
+    "Thumbs.db",
+    "desktop.ini",
+)
+_RACY_NS = 2_000_000_000
+_HASH_BLOCK = 1 << 20
+_COMMIT_EVERY = 1_000
+_READ_ATTEMPTS = 3
+
+
+class FileEntry(NamedTuple):
+    """One regular file: its path relative to the folder (text form, `/` between parts) and its stat record."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    content_hash: str  # 64 hex digits; empty until hashed
+
+
+@dataclass
+class ScanDelta:
+    """What a scan found. Paths are relative; every list is sorted.
+
+    Attributes:
+        total: Number of regular files now in the folder.
+        unchanged: How many of them were recognised without reading.
+        hashed: How many were read in full.
+        unreadable: (path, reason word, sentence) of files that are there and cannot be read.
+        skipped: (path, why) of entries that are never read: links, pipes, sockets, devices, unreadable folders.
+        duplicates: Groups of paths with equal content, canonical path (shortest, then first) in front.
+    """
+
+    total: int = 0
+    unchanged: int = 0
+    hashed: int = 0
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    renamed: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: list[tuple[str, str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)
+
+    def sort(self) -> None:
+        """Put every list in path order."""
+        for paths in (self.added, self.changed, self.removed):
+            paths.sort()
+        self.renamed.sort()
+        self.unreadable.sort()
+        self.skipped.sort()
+
+    @property
+    def quiet(self) -> bool:
+        """True when nothing changed."""
+        return not (self.added or self.changed or self.removed or self.renamed)
+
+
+class Catalog:
+    """The lake's face of the workspace database: the files and their states.
+
+    Args:
+        workspace: An open workspace. `scan` needs its lock to be held.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def scan(
+        self,
+        *,
+        ignore: Sequence[str] = DEFAULT_IGNORE,
+        threads: int = 2,
+        progress: Progress | None = None,
+    ) -> ScanDelta:
+        """Bring the `files` table in line with the folder and say what changed.
+
+        A new or changed file gets the state `seen` and loses its document; a renamed one keeps both.
+
+        Args:
+            ignore: Patterns in gitignore syntax; those of a `.windlassignore` file in the folder are added.
+            threads: How many files are hashed at once.
+
+        Raises:
+            Cancelled: The person stopped it; what was committed stays.
+        """
+        progress = progress or Silent()
+        started_ns = time.time_ns()
+        delta = ScanDelta()
+        known = self._known()
+        progress.start("scan", None, "files")
+        found: dict[str, FileEntry] = {}
+        to_hash: list[FileEntry] = []
+        for entry in walk(self._workspace.folder, ignore=ignore, skipped=delta.skipped):
+            check_cancelled(progress)
+            progress.advance("scan")
+            stored = known.get(entry.path)
+            if stored is not None and _same(entry, stored):
+                delta.unchanged += 1
+                found[entry.path] = stored.entry
+            else:
+                to_hash.append(entry)
+        progress.finish("scan")
+        delta.total = delta.unchanged + len(to_hash)
+        missing = {path: row for path, row in known.items() if path not in found}
+        self._hash_and_store(to_hash, missing, found, delta, started_ns, threads, progress)
+        self._remove([path for path in missing if path not in found], delta)
+        delta.duplicates = _duplicates(found.values())
+        delta.sort()
+        return delta
+
+    def duplicates(self) -> list[list[str]]:
+        """Groups of paths with equal content, as of the last scan."""
+        with self._workspace.reading() as connection:
+            rows = connection.execute(
+                "SELECT path, size, content_hash FROM files WHERE size > 0 AND content_hash IN (SELECT content_hash"
+                " FROM files WHERE content_hash IS NOT NULL GROUP BY content_hash HAVING count(*) > 1)"
+            )
+            return _duplicates(FileEntry(path, size, 0, 0, 0, digest) for path, size, digest in rows)
+
+    def _known(self) -> dict[str, _Stored]:
+        with self._workspace.reading() as connection:
+            rows = connection.execute(
+                "SELECT path, size, mtime_ns, ctime_ns, inode, content_hash, scanned_ns FROM files"
+            )
+            return {row[0]: _Stored(FileEntry(*row[:5], row[5] or ""), row[6]) for row in rows}
+
+    def _hash_and_store(
+        self,
+        entries: list[FileEntry],
+        missing: dict[str, _Stored],
+        found: dict[str, FileEntry],
+        delta: ScanDelta,
+        started_ns: int,
+        threads: int,
+        progress: Progress,
+    ) -> None:
+        here = {entry.path for entry in entries}
+        gone_by_hash: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(missing, reverse=True):
+            if path not in here and missing[path].entry.content_hash:
+                gone_by_hash[missing[path].entry.content_hash].append(path)
+        progress.start("hash", len(entries), "files")
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, len(entries), _COMMIT_EVERY):
+                check_cancelled(progress)
+                batch = entries[start : start + _COMMIT_EVERY]
+                results = list(pool.map(self._hash, batch))
+                with self._workspace.transaction() as connection:
+                    for before, result in zip(batch, results, strict=True):
+                        progress.advance("hash", detail=before.path)
+                        self._store(
+                            connection, before, result, missing, gone_by_hash, found, delta, started_ns
+                        )
+        progress.finish("hash")
+
+    def _hash(self, entry: FileEntry) -> FileEntry | ReadError:
+        path = os.fsencode(self._workspace.folder) + b"/" + to_os(entry.path)
+        try:
+            return hash_file(path, entry.path)
+        except ReadError as error:
+            return error
+
+    def _store(
+        self,
+        connection: sqlite3.Connection,
+        before: FileEntry,
+        result: FileEntry | ReadError,
+        missing: dict[str, _Stored],
+        gone_by_hash: dict[str, list[str]],
+        found: dict[str, FileEntry],
+        delta: ScanDelta,
+        started_ns: int,
+    ) -> None:
+        stored = missing.get(before.path)
+        if isinstance(result, ReadError):
+            if result.reason == "gone":
+                delta.total -= 1
+                return
+            delta.unreadable.append((before.path, result.reason, result.what))
+            found[before.path] = before
+            # scanned_ns 0 makes the stat match untrusted: the file is tried again at every scan.
+            _write_row(connection, before, 0, state="failed", reason=result.reason, message=str(result))
+            return
+        delta.hashed += 1
+        found[result.path] = result
+        if stored is not None and stored.entry.content_hash == result.content_hash:
+            _touch_row(connection, result, started_ns)
+        elif stored is not None:
+            delta.changed.append(result.path)
+            _write_row(connection, result, started_ns, state="seen")
+        elif gone_by_hash.get(result.content_hash):
+            old = gone_by_hash[result.content_hash].pop()
+            delta.renamed.append((old, result.path))
+            missing.pop(old)
+            _rename_row(connection, old, result, started_ns)
+        else:
+            delta.added.append(result.path)
+            _write_row(connection, result, started_ns, state="seen")
+
+    def _remove(self, paths: list[str], delta: ScanDelta) -> None:
+        delta.removed.extend(paths)
+        if not paths and not delta.changed and not delta.renamed:
+            return
+        with self._workspace.transaction() as connection:
+            connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
+            drop_orphans(connection)
+
+
+class _Stored(NamedTuple):
+    entry: FileEntry
+    scanned_ns: int
+
+
+def walk(folder: Path, *, ignore: Sequence[str], skipped: list[tuple[str, str]]) -> Iterator[FileEntry]:
+    """All regular files below `folder`, unhashed, in sorted order; what is passed over goes to `skipped`."""
+    import pathspec
+
+    patterns = [*ignore, f"/{STATE_FOLDER}/"]
+    own = folder / IGNORE_FILE
+    if own.is_file() and not own.is_symlink():
+        patterns += own.read_text("utf-8", "replace").splitlines()
+    ignored = pathspec.GitIgnoreSpec.from_lines(patterns)
+    pending = [b""]
+    root = os.fsencode(folder)
+    while pending:
+        relative = pending.pop()
+        try:
+            with os.scandir(root + b"/" + relative if relative else root) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                skipped.append((to_text(relative) or ".", f"folder cannot be read: {error.strerror}"))
+            continue
+        folders = []
+        for entry in entries:
+            name = relative + b"/" + entry.name if relative else entry.name
+            text = to_text(name)
+            if entry.is_symlink():
+                if not ignored.match_file(text):
+                    skipped.append((text, "symbolic link, not followed"))
+            elif entry.is_dir(follow_symlinks=False):
+                if not ignored.match_file(text + "/"):
+                    folders.append(name)
+            elif not ignored.match_file(text):
+                file = _stat_entry(entry, text, skipped)
+                if file is not None:
+                    yield file
+        pending.extend(reversed(folders))
+
+
+def hash_file(path: bytes, name: str) -> FileEntry:
+    """Read one file and return its entry with the hash, as it stood when size and time held still.
+
+    Raises:
+        ReadError: Cannot be opened (`unreadable`), vanished (`gone`), or kept changing (`changing`).
+    """
+    for _ in range(_READ_ATTEMPTS):
+        try:
+            # O_NONBLOCK: a pipe put in the file's place must not block us; it does nothing to regular files.
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ReadError(f"{name} vanished while scanning", reason="gone") from error
+        except OSError as error:
+            raise ReadError(f"{name} cannot be opened: {error.strerror}", reason="unreadable") from error
+        with os.fdopen(handle, "rb") as file:
+            before = os.fstat(handle)
+            if not stat.S_ISREG(before.st_mode):
+                raise ReadError(f"{name} vanished while scanning", reason="gone")
+            try:
+                digest = _digest(file)
+            except OSError as error:
+                raise ReadError(f"{name} cannot be read: {error.strerror}", reason="unreadable") from error
+            after = os.fstat(handle)
+        if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
+            return FileEntry(name, after.st_size, after.st_mtime_ns, after.st_ctime_ns, after.st_ino, digest)
+    raise ReadError(
+        f"{name} keeps changing while it is read", reason="changing", hint="it is tried again next time"
+    )
+
+
+def drop_orphans(connection: sqlite3.Connection) -> None:
+    """Delete documents that no file holds any more, their passages with them, and vectors of texts that are gone."""
+    connection.execute(
+        "DELETE FROM documents WHERE NOT EXISTS (SELECT 1 FROM files WHERE files.document_id = documents.id)"
+    )
+    if connection.execute("SELECT changes()").fetchone()[0]:
+        connection.execute(
+            "DELETE FROM embeddings WHERE NOT EXISTS"
+            " (SELECT 1 FROM chunks WHERE chunks.text_hash = embeddings.text_hash)"
+        )
+    connection.execute("UPDATE counters SET value = value + 1 WHERE name = 'generation'")
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    while block := file.read(_HASH_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _stat_entry(entry: os.DirEntry[bytes], text: str, skipped: list[tuple[str, str]]) -> FileEntry | None:
+    try:
+        record = entry.stat(follow_symlinks=False)
+    except OSError:
+        return None  # vanished between the listing and now
+    if not stat.S_ISREG(record.st_mode):
+        skipped.append((text, "special file (pipe, socket or device)"))
+        return None
+    return FileEntry(text, record.st_size, record.st_mtime_ns, record.st_ctime_ns, record.st_ino, "")
+
+
+def _same(entry: FileEntry, stored: _Stored) -> bool:
+    return entry[1:5] == stored.entry[1:5] and stored.entry.mtime_ns < stored.scanned_ns - _RACY_NS
+
+
+def _write_row(
+    connection: sqlite3.Connection,
+    entry: FileEntry,
+    scanned_ns: int,
+    *,
+    state: str,
+    reason: str | None = None,
+    message: str | None = None,
+) -> None:
+    connection.execute(
+        "INSERT INTO files (path, size, mtime_ns, ctime_ns, inode, content_hash, scanned_ns, state, reason, message)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET size = excluded.size,"
+        " mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, inode = excluded.inode,"
+        " content_hash = excluded.content_hash, scanned_ns = excluded.scanned_ns, kind = NULL,"
+        " state = excluded.state, reason = excluded.reason, message = excluded.message, document_id = NULL",
+        (*entry[:5], entry.content_hash or None, scanned_ns, state, reason, message),
+    )
+
+
+def _touch_row(connection: sqlite3.Connection, entry: FileEntry, scanned_ns: int) -> None:
+    connection.execute(
+        "UPDATE files SET size = ?, mtime_ns = ?, ctime_ns = ?, inode = ?, scanned_ns = ? WHERE path = ?",
+        (*entry[1:5], scanned_ns, entry.path),
+    )
+
+
+def _rename_row(connection: sqlite3.Connection, old: str, entry: FileEntry, scanned_ns: int) -> None:
+    if Path(old).suffix != Path(entry.path).suffix:  # the ending decides how a file is read
+        connection.execute("DELETE FROM files WHERE path = ?", (old,))
+        _write_row(connection, entry, scanned_ns, state="seen")
+        return
+    connection.execute(
+        "UPDATE files SET path = ?, size = ?, mtime_ns = ?, ctime_ns = ?, inode = ?, scanned_ns = ? WHERE path = ?",
+        (entry.path, *entry[1:5], scanned_ns, old),
+    )
+
+
+def _duplicates(entries: Iterable[FileEntry]) -> list[list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry.size > 0 and entry.content_hash:
+            groups[entry.content_hash].append(entry.path)
+    return sorted(
+        sorted(paths, key=lambda path: (len(path), path)) for paths in groups.values() if len(paths) > 1
+    )
