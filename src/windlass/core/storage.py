@@ -88,9 +88,7 @@ def write_atomic(path: Path, data: bytes, *, disk: Disk = LOCAL_DISK) -> None:
         disk.fsync_folder(path.parent)
 
 
-def write_manifest(
-    path: Path, format_version: int, content: dict[str, Any], *, disk: Disk = LOCAL_DISK
-) -> None:
+def write_manifest(path: Path, format_version: int, content: dict[str, Any], *, disk: Disk = LOCAL_DISK) -> None:
     """Write a small JSON receipt that says which files of a folder are valid; written last, swapped atomically."""
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     digest = hashlib.blake2b(body.encode(), digest_size=16).hexdigest()
@@ -110,9 +108,7 @@ def read_manifest(path: Path, format_version: int, *, disk: Disk = LOCAL_DISK) -
         document = json.loads(raw)
         found, digest, content = document["format"], document["checksum"], document["content"]
     except (ValueError, KeyError, TypeError) as error:
-        raise WorkspaceError(
-            f"{path} is not a manifest ({error})", hint="run `windlass doctor --repair`"
-        ) from error
+        raise WorkspaceError(f"{path} is not a manifest ({error})", hint="run `windlass doctor --repair`") from error
     if not isinstance(found, int) or found > format_version:
         raise WorkspaceError(
             f"{path} has format {found}, this version of windlass knows up to {format_version}",
@@ -120,9 +116,7 @@ def read_manifest(path: Path, format_version: int, *, disk: Disk = LOCAL_DISK) -
         )
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     if hashlib.blake2b(body.encode(), digest_size=16).hexdigest() != digest:
-        raise WorkspaceError(
-            f"{path} is damaged: checksum does not match", hint="run `windlass doctor --repair`"
-        )
+        raise WorkspaceError(f"{path} is damaged: checksum does not match", hint="run `windlass doctor --repair`")
     return cast(dict[str, Any], content)
 
 
@@ -201,9 +195,7 @@ def _naming_the_file(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise StorageError(
-                f"disk full while writing {path}", hint="free some space and run it again"
-            ) from error
+            raise StorageError(f"disk full while writing {path}", hint="free some space and run it again") from error
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}",
             hint="check the disk and the folder's permissions",

@@ -52,9 +52,7 @@ class Workspace:
         self._lock_file: int | None = None
 
     @classmethod
-    def open(
-        cls, folder: str | os.PathLike[str], *, state: str | os.PathLike[str] | None = None
-    ) -> Workspace:
+    def open(cls, folder: str | os.PathLike[str], *, state: str | os.PathLike[str] | None = None) -> Workspace:
         """Open the workspace of `folder`, making it when it is new.
 
         Args:
@@ -71,9 +69,7 @@ class Workspace:
         if not root.exists():
             raise NotFound(f"no such folder: {root}", hint="check the spelling")
         if not root.is_dir():
-            raise UsageError(
-                f"{root} is a file, not a folder", hint=f"give the folder that holds it: {root.parent}"
-            )
+            raise UsageError(f"{root} is a file, not a folder", hint=f"give the folder that holds it: {root.parent}")
         if not os.access(root, os.R_OK | os.X_OK):
             raise UsageError(f"{root} cannot be read", hint="check its permissions")
         root = root.resolve()
@@ -158,9 +154,7 @@ class Workspace:
     def generation(self) -> int:
         """A number that grows with every change of the index."""
         with self.reading() as connection:
-            return int(
-                connection.execute("SELECT value FROM counters WHERE name = 'generation'").fetchone()[0]
-            )
+            return int(connection.execute("SELECT value FROM counters WHERE name = 'generation'").fetchone()[0])
 
     def check_integrity(self) -> list[str]:
         """What is wrong with the database, in SQLite's words; empty when nothing is."""

@@ -161,7 +161,9 @@ class Catalog:
             rows = connection.execute(
                 "SELECT path, size, mtime_ns, ctime_ns, inode, content_hash, scanned_ns FROM files"
             )
-            return {row[0]: _Stored(FileEntry(*row[:5], row[5] or ""), row[6]) for row in rows}
+            return {
+                row[0]: _Stored(FileEntry(row[0], row[1], row[2], row[3], row[4], row[5] or ""), row[6]) for row in rows
+            }
 
     def _hash_and_store(
         self,
@@ -187,9 +189,7 @@ class Catalog:
                 with self._workspace.transaction() as connection:
                     for before, result in zip(batch, results, strict=True):
                         progress.advance("hash", detail=before.path)
-                        self._store(
-                            connection, before, result, missing, gone_by_hash, found, delta, started_ns
-                        )
+                        self._store(connection, before, result, missing, gone_by_hash, found, delta, started_ns)
         progress.finish("hash")
 
     def _hash(self, entry: FileEntry) -> FileEntry | ReadError:
@@ -312,9 +312,7 @@ def hash_file(path: bytes, name: str) -> FileEntry:
             after = os.fstat(handle)
         if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
             return FileEntry(name, after.st_size, after.st_mtime_ns, after.st_ctime_ns, after.st_ino, digest)
-    raise ReadError(
-        f"{name} keeps changing while it is read", reason="changing", hint="it is tried again next time"
-    )
+    raise ReadError(f"{name} keeps changing while it is read", reason="changing", hint="it is tried again next time")
 
 
 def drop_orphans(connection: sqlite3.Connection) -> None:
@@ -394,6 +392,4 @@ def _duplicates(entries: Iterable[FileEntry]) -> list[list[str]]:
     for entry in entries:
         if entry.size > 0 and entry.content_hash:
             groups[entry.content_hash].append(entry.path)
-    return sorted(
-        sorted(paths, key=lambda path: (len(path), path)) for paths in groups.values() if len(paths) > 1
-    )
+    return sorted(sorted(paths, key=lambda path: (len(path), path)) for paths in groups.values() if len(paths) > 1)
