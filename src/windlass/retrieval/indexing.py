@@ -1,0 +1,341 @@
+"""From files that were seen to passages that can be found: read, cut, store, embed.
+
+The state of every file in the database is the whole plan: what is `seen` is read, what is `parsed` is embedded, what
+is `failed` waits until it changes. There is no journal beside it, so a run that was killed goes on where the last
+commit stood. Files are read in limited child processes; one that is broken, too big or hostile becomes a failed file
+with its reason, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from windlass.core.errors import ReadError, WindlassError
+from windlass.core.paths import to_os
+from windlass.core.progress import Progress, check_cancelled
+from windlass.core.sandbox import Limits, Sandbox
+from windlass.core.settings import Settings
+from windlass.core.workspace import Workspace
+from windlass.lake.document import Document
+from windlass.lake.scan import drop_orphans
+from windlass.models.encoder import Encoder
+from windlass.retrieval.passages import Cut, cut_document
+
+READER = "windlass.lake.readers.read:read_document"
+READER_VERSION = 1
+_COMMIT_SECONDS = 1.0
+_COMMIT_CHARACTERS = 8 << 20
+_EMBED_BATCH = 128
+
+
+@dataclass
+class ReadReport:
+    """What reading did: files read, passages stored, and (path, reason, message) of each file that failed."""
+
+    files: int = 0
+    passages: int = 0
+    failed: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Files of equal content and ending: read once, for all of them."""
+
+    paths: tuple[str, ...]
+    size: int
+    mtime_ns: int
+    content_hash: str
+
+
+def read_files(workspace: Workspace, settings: Settings, progress: Progress) -> ReadReport:
+    """Read every file in state `seen` and store its passages; afterwards they can be searched by word."""
+    report = ReadReport()
+    _retry_after_reader_change(workspace)
+    _share_documents(workspace)
+    waiting = _waiting(workspace)
+    if not waiting:
+        return report
+    limits = Limits(
+        seconds=settings.limits.reader_seconds,
+        memory_bytes=settings.limits.reader_memory_mb << 20,
+        inflated_bytes=settings.limits.inflated_mb << 20,
+    )
+    folder = os.fsencode(workspace.folder)
+    progress.start("read", sum(len(group.paths) for group in waiting), "files")
+    batch: list[tuple[_Waiting, Document | WindlassError]] = []
+    characters, committed = 0, time.monotonic()
+    with Sandbox(READER, limits=limits) as sandbox:
+        items = [(os.fsdecode(folder + b"/" + to_os(group.paths[0])),) for group in waiting]
+        for number, result in sandbox.map(items):
+            group = waiting[number]
+            batch.append((group, _checked(workspace, group, result)))
+            characters += len(result.text) if isinstance(result, Document) else 0
+            progress.advance("read", len(group.paths), group.paths[0])
+            if characters > _COMMIT_CHARACTERS or time.monotonic() - committed > _COMMIT_SECONDS:
+                _store(workspace, settings, batch, report)
+                batch, characters, committed = [], 0, time.monotonic()
+            check_cancelled(progress)
+    _store(workspace, settings, batch, report)
+    progress.finish("read")
+    return report
+
+
+def embed_passages(workspace: Workspace, encoder: Encoder, progress: Progress) -> int:
+    """Give every passage that wants one a vector of `encoder`; returns how many were made.
+
+    Old vectors of another encoder go when the new ones are complete.
+    """
+    _demote_unembedded(workspace, encoder.fingerprint)
+    missing = count_missing(workspace, encoder.fingerprint)
+    made = 0
+    if missing:
+        progress.start("embed", missing, "passages")
+        for texts in _unembedded(workspace, encoder.fingerprint):
+            check_cancelled(progress)
+            vectors = encoder.encode_passages([text for _, text in texts]).astype(np.float16)
+            with workspace.transaction() as connection:
+                connection.executemany(
+                    "INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)",
+                    [
+                        (encoder.fingerprint, digest, vector.tobytes())
+                        for (digest, _), vector in zip(texts, vectors, strict=True)
+                    ],
+                )
+                _promote_embedded(connection, encoder.fingerprint)
+                _bump(connection)
+            made += len(texts)
+            progress.advance("embed", len(texts))
+        progress.finish("embed")
+    with workspace.transaction() as connection:
+        _promote_embedded(connection, encoder.fingerprint)
+        connection.execute("DELETE FROM embeddings WHERE encoder <> ?", (encoder.fingerprint,))
+    return made
+
+
+def count_missing(workspace: Workspace, fingerprint: str) -> int:
+    """How many different passage texts have no vector of this encoder yet."""
+    with workspace.reading() as connection:
+        row = connection.execute(
+            "SELECT count(DISTINCT text_hash) FROM chunks WHERE text_hash IS NOT NULL AND NOT EXISTS"
+            " (SELECT 1 FROM embeddings WHERE encoder = ? AND embeddings.text_hash = chunks.text_hash)",
+            (fingerprint,),
+        ).fetchone()
+        return int(row[0])
+
+
+def document_text(connection: sqlite3.Connection, doc_id: int) -> str | None:
+    """The canonical text of a document, None when it is gone."""
+    row = connection.execute("SELECT text FROM documents WHERE id = ?", (doc_id,)).fetchone()
+    return None if row is None else zlib.decompress(row[0]).decode("utf-8", "surrogatepass")
+
+
+def _retry_after_reader_change(workspace: Workspace) -> None:
+    with workspace.reading() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM documents WHERE reader_version <> ?", (READER_VERSION,)
+        ).fetchone()
+    if row[0]:
+        with workspace.transaction() as connection:
+            connection.execute(
+                "UPDATE files SET state = 'seen', document_id = NULL WHERE document_id IN"
+                " (SELECT id FROM documents WHERE reader_version <> ?)",
+                (READER_VERSION,),
+            )
+            drop_orphans(connection)
+
+
+def _share_documents(workspace: Workspace) -> None:
+    """A file whose content is already known under the same ending takes over that document."""
+    with workspace.reading() as connection:
+        known = connection.execute(
+            "SELECT seen.path, other.path, other.kind, other.state, other.document_id FROM files AS seen JOIN files"
+            " AS other ON other.content_hash = seen.content_hash AND other.document_id IS NOT NULL"
+            " WHERE seen.state = 'seen'"
+        ).fetchall()
+    shared = {seen: (kind, state, doc, seen) for seen, other, kind, state, doc in known if _ending(seen) == _ending(other)}
+    if shared:
+        with workspace.transaction() as connection:
+            connection.executemany(
+                "UPDATE files SET kind = ?, state = ?, document_id = ? WHERE path = ?", list(shared.values())
+            )
+            _bump(connection)
+
+
+def _waiting(workspace: Workspace) -> list[_Waiting]:
+    groups: dict[tuple[str, str], list[tuple[str, int, int]]] = defaultdict(list)
+    with workspace.reading() as connection:
+        rows = connection.execute(
+            "SELECT path, size, mtime_ns, content_hash FROM files WHERE state = 'seen' ORDER BY size, path"
+        )
+        for path, size, mtime_ns, content_hash in rows:
+            groups[content_hash, _ending(path)].append((path, size, mtime_ns))
+    return [
+        _Waiting(tuple(path for path, _, _ in files), files[0][1], files[0][2], content_hash)
+        for (content_hash, _), files in groups.items()
+    ]
+
+
+def _checked(workspace: Workspace, group: _Waiting, result: Document | WindlassError) -> Document | WindlassError:
+    """The result, unless the file changed between hashing and reading: then its hash is not that of what was read."""
+    try:
+        record = os.lstat(os.fsencode(workspace.folder) + b"/" + to_os(group.paths[0]))
+    except OSError:
+        return ReadError(f"{group.paths[0]} vanished while it was read", reason="changing")
+    if (record.st_size, record.st_mtime_ns) != (group.size, group.mtime_ns):
+        return ReadError(f"{group.paths[0]} changed while it was read", reason="changing")
+    return result
+
+
+def _store(
+    workspace: Workspace,
+    settings: Settings,
+    batch: list[tuple[_Waiting, Document | WindlassError]],
+    report: ReadReport,
+) -> None:
+    if not batch:
+        return
+    with workspace.transaction() as connection:
+        for group, result in batch:
+            if isinstance(result, Document):
+                doc_id, passages = _store_document(connection, settings, group.content_hash, result)
+                report.files += 1
+                report.passages += passages
+                _set_files(connection, group.paths, "parsed", kind=result.kind, doc_id=doc_id)
+            elif isinstance(result, ReadError) and result.reason == "changing":
+                continue  # stays `seen`; the next scan hashes it again
+            else:
+                reason = result.reason if isinstance(result, ReadError) else "broken"
+                report.failed.extend((path, reason, str(result)) for path in group.paths)
+                _set_files(connection, group.paths, "failed", reason=reason, message=str(result))
+        _bump(connection)
+
+
+def _store_document(
+    connection: sqlite3.Connection, settings: Settings, content_hash: str, document: Document
+) -> tuple[int, int]:
+    connection.execute(
+        "DELETE FROM documents WHERE content_hash = ? AND kind = ?", (content_hash, document.kind)
+    )  # left by a run that was killed between two commits: nothing refers to it
+    doc_id = connection.execute(
+        "INSERT INTO documents (content_hash, kind, reader_version, title, pages, characters, faithful, encoding,"
+        " warnings, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            content_hash,
+            document.kind,
+            READER_VERSION,
+            _storable(document.title),
+            document.pages,
+            len(document.text),
+            document.faithful,
+            document.encoding,
+            json.dumps(document.warnings),
+            zlib.compress(document.text.encode("utf-8", "surrogatepass"), 1),
+        ),
+    ).lastrowid
+    assert doc_id is not None
+    table_ids = [
+        connection.execute(
+            "INSERT INTO tables (document_id, name, rows, start, end, columns, warnings) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                doc_id,
+                _storable(table.name),
+                table.rows,
+                table.start,
+                table.end,
+                json.dumps([asdict(column) for column in table.columns]),
+                json.dumps(table.warnings),
+            ),
+        ).lastrowid
+        for table in document.tables
+    ]
+    cuts = list(cut_document(document, words=settings.index.passage_words))
+    connection.executemany(
+        "INSERT INTO chunks (document_id, kind, start, end, page, table_id, first_row, last_row, heading, text,"
+        " text_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [_chunk_row(doc_id, cut, table_ids) for cut in cuts],
+    )
+    return doc_id, len(cuts)
+
+
+def _chunk_row(doc_id: int, cut: Cut, table_ids: list[int | None]) -> tuple[object, ...]:
+    table_id = None if cut.table is None else table_ids[cut.table]
+    first, last = cut.rows or (None, None)
+    heading, text = _storable(cut.heading), _storable(cut.text)
+    return (doc_id, cut.kind, cut.start, cut.end, cut.page, table_id, first, last, heading, text, cut.text_hash)
+
+
+def _storable(text: str) -> str:
+    """Text that SQLite takes: lone surrogates replaced, NUL (which ends a C string) as its picture."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\u2400")
+
+
+def _set_files(
+    connection: sqlite3.Connection,
+    paths: Iterable[str],
+    state: str,
+    *,
+    kind: str | None = None,
+    doc_id: int | None = None,
+    reason: str | None = None,
+    message: str | None = None,
+) -> None:
+    connection.executemany(
+        "UPDATE files SET state = ?, kind = ?, document_id = ?, reason = ?, message = ? WHERE path = ?",
+        [(state, kind, doc_id, reason, message, path) for path in paths],
+    )
+
+
+def _unembedded(workspace: Workspace, fingerprint: str) -> Iterator[list[tuple[bytes, str]]]:
+    """Batches of (hash, text) without a vector, descriptions of tables first: they are few and answer much."""
+    while True:
+        with workspace.reading() as connection:
+            rows = connection.execute(
+                "SELECT text_hash, heading, text FROM chunks WHERE text_hash IS NOT NULL AND NOT EXISTS"
+                " (SELECT 1 FROM embeddings WHERE encoder = ? AND embeddings.text_hash = chunks.text_hash)"
+                " GROUP BY text_hash ORDER BY kind = 'schema' DESC, id LIMIT ?",
+                (fingerprint, _EMBED_BATCH),
+            ).fetchall()
+        if not rows:
+            return
+        yield [(digest, f"{heading}\n{text}" if heading else text) for digest, heading, text in rows]
+
+
+_HAS_MISSING_VECTOR = (
+    "EXISTS (SELECT 1 FROM chunks WHERE chunks.document_id = files.document_id AND chunks.text_hash IS NOT NULL AND"
+    " NOT EXISTS (SELECT 1 FROM embeddings WHERE encoder = ? AND embeddings.text_hash = chunks.text_hash))"
+)
+
+
+def _promote_embedded(connection: sqlite3.Connection, fingerprint: str) -> None:
+    connection.execute(
+        f"UPDATE files SET state = 'indexed' WHERE state = 'parsed' AND NOT {_HAS_MISSING_VECTOR}", (fingerprint,)
+    )
+
+
+def _demote_unembedded(workspace: Workspace, fingerprint: str) -> None:
+    """After a change of encoder, files that were complete are not."""
+    with workspace.reading() as connection:
+        known = connection.execute("SELECT 1 FROM embeddings WHERE encoder <> ? LIMIT 1", (fingerprint,)).fetchone()
+    if known:
+        with workspace.transaction() as connection:
+            connection.execute(
+                f"UPDATE files SET state = 'parsed' WHERE state = 'indexed' AND {_HAS_MISSING_VECTOR}", (fingerprint,)
+            )
+
+
+def _bump(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE counters SET value = value + 1 WHERE name = 'generation'")
+
+
+def _ending(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()

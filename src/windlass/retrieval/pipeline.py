@@ -1,0 +1,437 @@
+"""One folder, lifted: index it, search it, ask it.
+
+    >>> pipeline = Pipeline.open("reports")               # doctest: +SKIP
+    >>> pipeline.index().passages_added                   # doctest: +SKIP
+    1204
+    >>> answer = pipeline.ask("Who approves dredging?")   # doctest: +SKIP
+    >>> print(answer.text)                                # doctest: +SKIP
+    The harbour master approves dredging works. [1]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from windlass.core.errors import ModelError, NotFound, UsageError
+from windlass.core.progress import Progress, Silent
+from windlass.core.settings import Settings, load_settings
+from windlass.core.workspace import Workspace
+from windlass.lake.scan import Catalog, ScanDelta
+from windlass.retrieval import indexing
+from windlass.retrieval.dense import DenseIndex
+from windlass.retrieval.hybrid import HybridRetriever
+from windlass.retrieval.lexical import LexicalIndex
+from windlass.retrieval.overview import FileInfo, Overview, list_files, overview
+from windlass.retrieval.types import Answer, Hit, Hits, Passage
+
+if TYPE_CHECKING:
+    from windlass.models.encoder import Encoder
+    from windlass.models.generate import ChatModel
+
+SearchMode = Literal["hybrid", "lexical", "dense"]
+AnswerMode = Literal["auto", "extract", "generate"]
+_LONGEST_QUERY = 20_000
+_T = TypeVar("_T")
+
+
+@dataclass
+class IndexReport:
+    """What one `index` run did. `seconds` is by stage; `searchable` is when lexical search was complete."""
+
+    delta: ScanDelta
+    files_read: int = 0
+    passages_added: int = 0
+    passages_embedded: int = 0
+    failed: list[tuple[str, str, str]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """A span of a document in its surroundings. `line` is the 1-based line of the span in the document's text."""
+
+    file: str
+    kind: str
+    faithful: bool
+    text_before: str
+    quote: str
+    text_after: str
+    line: int
+    page: int | None
+
+
+class Pipeline:
+    """Search and answers over one folder.
+
+    Models are loaded at first use. Without an encoder search goes by words alone, without a decoder answers are
+    extracted; both say so.
+
+    Args:
+        workspace: The folder's open workspace.
+        settings: The options in force.
+        encoder: Replaces the encoder that the settings name; None for none.
+        model: Replaces the language model that the settings name; None for none.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        *,
+        encoder: Encoder | Literal["auto"] | None = "auto",
+        model: ChatModel | Literal["auto"] | None = "auto",
+    ) -> None:
+        self.workspace = workspace
+        self.settings = settings
+        self._encoder = encoder
+        self._model = model
+        self._loading = threading.RLock()
+        self._notices: dict[str, str] = {}
+        self._skipped: list[tuple[str, str]] = []
+        self._lexical = LexicalIndex(workspace)
+        self._dense: DenseIndex | None = None
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        settings: Settings | None = None,
+        state: str | os.PathLike[str] | None = None,
+        encoder: Encoder | Literal["auto"] | None = "auto",
+        model: ChatModel | Literal["auto"] | None = "auto",
+    ) -> Pipeline:
+        """The pipeline over `folder`; nothing is read until `index`.
+
+        Raises:
+            NotFound, UsageError, WorkspaceError: As `Workspace.open`; settings that are wrong name their field.
+        """
+        workspace = Workspace.open(folder, state=state)
+        return cls(workspace, settings or load_settings(workspace.folder), encoder=encoder, model=model)
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder, loaded on first use; None (and a notice) when it is not installed."""
+        with self._loading:
+            if self._encoder == "auto":
+                self._encoder = self._load("encoder", _load_encoder, self.settings.models.encoder)
+            return self._encoder
+
+    @property
+    def model(self) -> ChatModel | None:
+        """The language model, loaded on first use; None (and a notice) when it is not installed."""
+        with self._loading:
+            if self._model == "auto":
+                self._model = self._load("model", _load_model, self.settings.models.decoder)
+            return self._model
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a reader should know about how complete this pipeline is."""
+        return tuple(self._notices.values())
+
+    def index(
+        self,
+        *,
+        progress: Progress | None = None,
+        embed: bool = True,
+        on_searchable: Callable[[], None] | None = None,
+    ) -> IndexReport:
+        """Bring the index in line with the folder. Unchanged files cost a stat call.
+
+        Args:
+            progress: Hears of the stages `scan`, `hash`, `read`, `embed`.
+            embed: False leaves the vectors for later; search goes by words meanwhile.
+            on_searchable: Called when every file was read and can be found by its words.
+
+        Raises:
+            WorkspaceLocked: Another process is indexing this folder.
+            StorageError: The disk is full or failing; what was committed stays.
+            Cancelled: Stopped through `progress`; what was committed stays.
+        """
+        progress = progress or Silent()
+        clock = _Stopwatch()
+        with self.workspace.acquire():
+            delta = Catalog(self.workspace).scan(progress=progress)
+            self._skipped = delta.skipped
+            clock.lap("scan")
+            read = indexing.read_files(self.workspace, self.settings, progress)
+            clock.lap("read")
+            report = IndexReport(delta, read.files, read.passages, 0, read.failed)
+            if on_searchable is not None:
+                on_searchable()
+            if embed and self._wants_vectors():
+                encoder = self.encoder
+                if encoder is not None:
+                    report.passages_embedded = indexing.embed_passages(self.workspace, encoder, progress)
+                clock.lap("embed")
+        report.notices = list(self.notices)
+        report.seconds = clock.seconds
+        return report
+
+    def search(self, query: str, k: int | None = None, *, mode: SearchMode = "hybrid") -> list[Hit]:
+        """The `k` passages that fit the query best.
+
+        Raises:
+            UsageError: An empty or absurdly long query, `k` out of range, or an unknown mode.
+        """
+        k = self.settings.search.k if k is None else k
+        _check_query(query, k)
+        hits = self._retriever(mode).search([query], k, trace=True)
+        return self._hits(hits)
+
+    def ask(
+        self,
+        question: str,
+        *,
+        k: int | None = None,
+        mode: AnswerMode | None = None,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """An answer in which every sentence carries a citation, or an honest "not found".
+
+        Args:
+            question: In plain words.
+            k: How many passages to look at.
+            mode: `extract` quotes the best sentences, `generate` lets the model write and checks every sentence,
+                `auto` takes what the settings say for this model.
+            on_token: Hears the text of a generated answer as it comes, before it is checked.
+
+        Raises:
+            UsageError: As `search`.
+        """
+        from windlass.retrieval.answer import Answerer
+
+        clock = _Stopwatch()
+        hits = self.search(question, k)
+        clock.lap("search")
+        mode = mode or self.settings.answer.mode
+        with self.workspace.reading() as connection:
+            answer = Answerer(self.settings).answer(
+                question,
+                hits,
+                encoder=self.encoder,
+                model=self.model if mode == "generate" else None,
+                mode=mode,
+                idf=self._lexical.idf,
+                document_text=lambda doc_id: indexing.document_text(connection, doc_id) or "",
+                on_token=on_token,
+            )
+        clock.lap("answer")
+        notices = (*answer.notices, *self._coverage_notices())
+        return dataclasses.replace(answer, notices=notices, timings={**answer.timings, **clock.seconds})
+
+    def overview(self) -> Overview:
+        """What the folder holds now."""
+        encoder = self.encoder
+        found = overview(self.workspace, encoder.fingerprint if encoder else None)
+        return dataclasses.replace(
+            found,
+            skipped=self._skipped,
+            encoder=self.settings.models.encoder if encoder else None,
+            model=self.settings.models.decoder,
+        )
+
+    def files(self) -> list[FileInfo]:
+        """Every file with its state."""
+        return list_files(self.workspace)
+
+    def passage(self, passage_id: int) -> Passage:
+        """One passage by id.
+
+        Raises:
+            NotFound: It is not there (any more).
+        """
+        found = self._passages([passage_id])
+        if passage_id not in found:
+            raise NotFound(f"no passage {passage_id}", hint="its file may have changed; search again")
+        return found[passage_id]
+
+    def document_text(self, doc_id: int) -> str:
+        """The text that passages and citations of a document point into.
+
+        Raises:
+            NotFound: The document is not there (any more).
+        """
+        with self.workspace.reading() as connection:
+            text = indexing.document_text(connection, doc_id)
+        if text is None:
+            raise NotFound(f"no document {doc_id}", hint="its file may have changed; search again")
+        return text
+
+    def context(self, doc_id: int, start: int, end: int, *, around: int = 1500) -> SourceView:
+        """A span and up to `around` characters on both sides.
+
+        Raises:
+            NotFound: The document is gone.
+            UsageError: The span is not inside it.
+        """
+        text = self.document_text(doc_id)
+        if not 0 <= start <= end <= len(text):
+            raise UsageError(f"span {start}-{end} is not inside document {doc_id} of {len(text)} characters")
+        with self.workspace.reading() as connection:
+            row = connection.execute(
+                "SELECT path, documents.kind, faithful FROM documents JOIN files ON document_id = documents.id"
+                " WHERE documents.id = ? ORDER BY length(path), path LIMIT 1",
+                (doc_id,),
+            ).fetchone()
+            page = connection.execute(
+                "SELECT page FROM chunks WHERE document_id = ? AND start <= ? ORDER BY start DESC LIMIT 1",
+                (doc_id, start),
+            ).fetchone()
+        return SourceView(
+            file=row[0] if row else "",
+            kind=row[1] if row else "",
+            faithful=bool(row[2]) if row else False,
+            text_before=text[max(0, start - around) : start],
+            quote=text[start:end],
+            text_after=text[end : end + around],
+            line=text.count("\n", 0, start) + 1,
+            page=page[0] if page else None,
+        )
+
+    def generation(self) -> int:
+        """A number that grows with every change of the index."""
+        return self.workspace.generation()
+
+    def close(self) -> None:
+        self.workspace.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _retriever(self, mode: SearchMode) -> HybridRetriever | LexicalIndex | DenseIndex:
+        if mode == "lexical":
+            return self._lexical
+        dense = self._dense_index()
+        if mode == "hybrid":
+            return HybridRetriever(self.workspace, self._lexical, dense)
+        if mode != "dense":
+            raise UsageError(f"unknown search mode {mode!r}", hint="use hybrid, lexical or dense")
+        if dense is None:
+            raise ModelError("dense search needs an encoder", hint="run `windlass models pull`")
+        return dense
+
+    def _dense_index(self) -> DenseIndex | None:
+        if self._dense is None and self.encoder is not None:
+            self._dense = DenseIndex(self.workspace, self.encoder)
+        return self._dense
+
+    def _hits(self, hits: Hits) -> list[Hit]:
+        found = self._passages([int(passage) for passage in hits.ids[0] if passage >= 0])
+        ranks = hits.trace[0] if hits.trace else {}
+        return [
+            Hit(found[int(passage)], float(score), ranks.get(int(passage), {}))
+            for passage, score in zip(hits.ids[0], hits.scores[0], strict=True)
+            if int(passage) in found
+        ]
+
+    def _passages(self, ids: list[int]) -> dict[int, Passage]:
+        marks = ", ".join("?" * len(ids))
+        with self.workspace.reading() as connection:
+            rows = connection.execute(
+                "SELECT chunks.id, document_id, start, end, heading, text, kind, page, first_row, last_row, (SELECT"
+                f" name FROM tables WHERE tables.id = table_id) FROM chunks WHERE chunks.id IN ({marks})",
+                ids,
+            ).fetchall()
+            documents = sorted({row[1] for row in rows})
+            paths: dict[int, list[str]] = {doc: [] for doc in documents}
+            for doc, path in connection.execute(
+                "SELECT document_id, path FROM files WHERE document_id IN"
+                f" ({', '.join('?' * len(documents))}) ORDER BY length(path), path",
+                documents,
+            ):
+                paths[doc].append(path)
+        passages = {}
+        for row in rows:
+            names = paths[row[1]] or [""]
+            passages[row[0]] = Passage(
+                id=row[0],
+                doc_id=row[1],
+                source=names[0],
+                start=row[2],
+                end=row[3],
+                title=row[4],
+                text=row[5],
+                kind=row[6],
+                page=row[7],
+                rows=None if row[8] is None else (row[8], row[9]),
+                table=row[10],
+                also=tuple(names[1:]),
+            )
+        return passages
+
+    def _wants_vectors(self) -> bool:
+        """False when nothing could need the encoder, which is then not even loaded."""
+        with self.workspace.reading() as connection:
+            return connection.execute("SELECT 1 FROM files WHERE state = 'parsed' LIMIT 1").fetchone() is not None
+
+    def _coverage_notices(self) -> tuple[str, ...]:
+        notices = list(self.notices)
+        if self._encoder not in ("auto", None):
+            with self.workspace.reading() as connection:
+                waiting = connection.execute("SELECT count(*) FROM files WHERE state = 'parsed'").fetchone()[0]
+            if waiting:
+                notices.append(f"{waiting} files are found by their words only until their embeddings are made")
+        return tuple(notices)
+
+    def _load(self, what: str, load: Callable[[str], _T], name: str) -> _T | None:
+        if not name or name == "none":
+            return None
+        try:
+            return load(name)
+        except ModelError as error:
+            consequence = "search goes by words alone" if what == "encoder" else "answers are extracted, not written"
+            self._notices[what] = f"{error} ({consequence})"
+            return None
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def _load_encoder(name: str) -> Encoder:
+    from windlass.models.encoder import BertEncoder
+    from windlass.models.store import locate
+
+    return BertEncoder.load(locate(name))
+
+
+def _load_model(name: str) -> ChatModel:
+    if name.startswith(("http://", "https://")):
+        from windlass.models.remote import RemoteModel
+
+        return RemoteModel(name)
+    from windlass.models.generate import LocalModel
+    from windlass.models.store import locate
+
+    return LocalModel.load(locate(name))
+
+
+def _check_query(query: str, k: int) -> None:
+    if not query.strip():
+        raise UsageError("the question is empty", hint="write what you want to know")
+    if len(query) > _LONGEST_QUERY:
+        raise UsageError(f"the question has {len(query):,} characters, at most {_LONGEST_QUERY:,} are taken")
+    if not 1 <= k <= 1000:
+        raise UsageError(f"k is {k}, it must be between 1 and 1000")
