@@ -42,9 +42,7 @@ class IndexSettings:
     """How files become passages."""
 
     passage_words: int = _setting(160, "Words in one passage of prose or code, at most.", least=20, most=2000)
-    overlap_words: int = _setting(
-        30, "Words that a passage repeats from the one before it.", least=0, most=1000
-    )
+    overlap_words: int = _setting(30, "Words that a passage repeats from the one before it.", least=0, most=1000)
     rows_per_passage: int = _setting(20, "Table rows in one searchable passage.", least=1, most=1000)
 
 
@@ -90,8 +88,7 @@ class AnswerSettings:
     )
     max_context_tokens: int = _setting(
         1536,
-        "Tokens of passages and question together that the decoder is given; passages past it are dropped "
-        "whole.",
+        "Tokens of passages and question together that the decoder is given; passages past it are dropped whole.",
         least=128,
         most=1_000_000,
     )
@@ -108,13 +105,9 @@ class ServerSettings:
     """Where the page and the API listen, and what one request may cost."""
 
     host: str = _setting("127.0.0.1", "Address to listen on. Any other than loopback needs an API key.")
-    port: int = _setting(
-        8765, "Port to listen on; 0 takes any free one, which is then printed.", least=0, most=65_535
-    )
+    port: int = _setting(8765, "Port to listen on; 0 takes any free one, which is then printed.", least=0, most=65_535)
     max_body_mb: int = _setting(8, "Largest request body in MB; a larger one gets 413.", least=1, most=1024)
-    max_tokens: int = _setting(
-        1024, "Tokens that one request may have generated, at most.", least=1, most=1_000_000
-    )
+    max_tokens: int = _setting(1024, "Tokens that one request may have generated, at most.", least=1, most=1_000_000)
     max_waiting: int = _setting(
         64, "Requests that may wait; one more gets 429 and `Retry-After`.", least=1, most=100_000
     )

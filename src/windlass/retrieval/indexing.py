@@ -162,7 +162,9 @@ def _share_documents(workspace: Workspace) -> None:
             " AS other ON other.content_hash = seen.content_hash AND other.document_id IS NOT NULL"
             " WHERE seen.state = 'seen'"
         ).fetchall()
-    shared = {seen: (kind, state, doc, seen) for seen, other, kind, state, doc in known if _ending(seen) == _ending(other)}
+    shared = {
+        seen: (kind, state, doc, seen) for seen, other, kind, state, doc in known if _ending(seen) == _ending(other)
+    }
     if shared:
         with workspace.transaction() as connection:
             connection.executemany(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from windlass.lake.document import Block, Document, Table
-from windlass.retrieval.sentences import sentence_spans
+from windlass.retrieval.sentences import split_sentences
 
 _SAMPLES_SHOWN = 3
 _COLUMNS_SHOWN = 60
@@ -103,7 +103,7 @@ def _units(text: str, block: Block, words: int) -> Iterator[_Unit]:
     spans = (
         _lines(text, block.start, block.end)
         if block.kind in ("list", "table", "code")
-        else sentence_spans(text, block.start, block.end)
+        else split_sentences(text, block.start, block.end)
     )
     for start, end in spans:
         count = len(text[start:end].split())
@@ -135,9 +135,7 @@ def _hard_cut(text: str, start: int, end: int, words: int, page: int | None) -> 
         start = stop
 
 
-def _pack(
-    document: Document, units: list[_Unit], path: list[tuple[int, str]], kind: str, words: int
-) -> Iterator[Cut]:
+def _pack(document: Document, units: list[_Unit], path: list[tuple[int, str]], kind: str, words: int) -> Iterator[Cut]:
     heading = " > ".join(title for _, title in path)
     current: list[_Unit] = []
     size = 0

@@ -1,11 +1,11 @@
 """One folder, lifted: index it, search it, ask it.
 
-    >>> pipeline = Pipeline.open("reports")               # doctest: +SKIP
-    >>> pipeline.index().passages_added                   # doctest: +SKIP
-    1204
-    >>> answer = pipeline.ask("Who approves dredging?")   # doctest: +SKIP
-    >>> print(answer.text)                                # doctest: +SKIP
-    The harbour master approves dredging works. [1]
+>>> pipeline = Pipeline.open("reports")               # doctest: +SKIP
+>>> pipeline.index().passages_added                   # doctest: +SKIP
+1204
+>>> answer = pipeline.ask("Who approves dredging?")   # doctest: +SKIP
+>>> print(answer.text)                                # doctest: +SKIP
+The harbour master approves dredging works. [1]
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from windlass.core import settings as settings_module
 from windlass.core.errors import ModelError, NotFound, UsageError
 from windlass.core.progress import Progress, Silent
-from windlass.core.settings import Settings, load_settings
+from windlass.core.settings import Settings
 from windlass.core.workspace import Workspace
 from windlass.lake.scan import Catalog, ScanDelta
 from windlass.retrieval import indexing
@@ -115,7 +116,7 @@ class Pipeline:
             NotFound, UsageError, WorkspaceError: As `Workspace.open`; settings that are wrong name their field.
         """
         workspace = Workspace.open(folder, state=state)
-        return cls(workspace, settings or load_settings(workspace.folder), encoder=encoder, model=model)
+        return cls(workspace, settings or settings_module.load(workspace.folder), encoder=encoder, model=model)
 
     @property
     def encoder(self) -> Encoder | None:

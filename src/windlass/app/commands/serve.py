@@ -1,0 +1,46 @@
+"""`windlass serve`: the page and the API over a folder that is indexed, without watching it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from windlass.app.options import Folder
+
+
+def register(app: typer.Typer) -> None:
+    app.command("serve")(serve)
+
+
+def serve(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a key.")] = "",
+    port: Annotated[int, typer.Option(help="Port; 0: the settings'.")] = 0,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page beside the API.")] = True,
+) -> None:
+    """Serve search, answers and an OpenAI-compatible API over an indexed folder.
+
+    Routes: /v1/chat/completions, /v1/embeddings, /v1/models, /api/search, /api/ask, /health. The model `windlass`
+    answers from the folder with citations, any other name is the plain model.
+
+    Example: windlass serve reports --port 9000
+    """
+    from windlass.app import server
+    from windlass.core import settings
+    from windlass.core.errors import NotFound
+    from windlass.core.workspace import Workspace
+    from windlass.retrieval.pipeline import Pipeline
+
+    if folder.is_dir() and not Workspace.exists(folder):
+        raise NotFound(f"{folder} is not indexed", hint=f"run `windlass up {folder}` first")
+    overrides = {"server.host": host or None, "server.port": port or None}
+    with Pipeline.open(folder, settings=settings.load(folder, overrides=overrides)) as pipeline:
+        options = pipeline.settings.server
+        server.serve(
+            pipeline,
+            options.host,
+            options.port,
+            page=page,
+            on_ready=lambda url: print(f"Windlass is at {url}  (Ctrl-C stops it)", flush=True),
+        )
