@@ -247,12 +247,9 @@ def _some(names: list[str], count: int = _LISTED) -> str:
     return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _add_reasons(grid: Any, title: str, entries: list[tuple[str, str]]) -> None:
-    from rich.text import Text
-
+def _add_reasons(add: Callable[[str, str], None], title: str, entries: list[tuple[str, str]]) -> None:
     for number, (path, why) in enumerate(entries[:_LISTED]):
-        line = f"{printable(path)}: {shorten(why, 110)}"
-        grid.add_row(f"{len(entries)} {title}" if number == 0 else "", Text(line))
+        add(f"{len(entries)} {title}" if number == 0 else "", f"{printable(path)}: {shorten(why, 110)}")
     if len(entries) > _LISTED:
         add("", f"and {len(entries) - _LISTED} more")
 
