@@ -1,0 +1,136 @@
+"""The two indexes and their fusion, against brute force over the same passages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from windlass.core.workspace import Workspace
+from windlass.retrieval.dense import DenseIndex
+from windlass.retrieval.hybrid import HybridRetriever
+from windlass.retrieval.lexical import LexicalIndex, match_expression
+
+DIM = 16
+
+
+class HashEncoder:
+    """Deterministic unit vectors: equal words, near vectors. Enough to test the index, not the meaning."""
+
+    dim = DIM
+    fingerprint = "hash-encoder"
+
+    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.stack([self._vector(text) for text in texts]).astype(np.float32)
+
+    encode_queries = encode_passages
+
+    def encode_tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64], None]:
+        raise AssertionError("not used here")
+
+    def _vector(self, text: str) -> NDArray[np.float64]:
+        total = np.full(DIM, 1e-3)
+        for word in text.lower().split():
+            seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=4).digest(), "little")
+            total += np.random.default_rng(seed).standard_normal(DIM)
+        return total / np.linalg.norm(total)
+
+
+def _fill(workspace: Workspace, texts: Sequence[str], *, rows: Sequence[str] = ()) -> None:
+    encoder = HashEncoder()
+    with workspace.acquire(), workspace.transaction() as connection:
+        connection.execute(
+            "INSERT INTO documents VALUES (1, 'h', 'text', 1, '', NULL, 0, 1, NULL, '[]', x'789c030000000001')"
+        )
+        for text in texts:
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            connection.execute(
+                "INSERT INTO chunks (document_id, kind, start, end, heading, text, text_hash)"
+                " VALUES (1, 'prose', 0, 1, '', ?, ?)",
+                (text, digest),
+            )
+            vector = encoder.encode_passages([text])[0].astype(np.float16).tobytes()
+            connection.execute("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", (encoder.fingerprint, digest, vector))
+        for text in rows:
+            connection.execute(
+                "INSERT INTO chunks (document_id, kind, start, end, heading, text) VALUES (1, 'rows', 0, 1, '', ?)",
+                (text,),
+            )
+        connection.execute("UPDATE counters SET value = value + 1")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    with Workspace.open(tmp_path) as opened:
+        yield opened
+
+
+def test_dense_search_equals_brute_force_with_ties_by_id(workspace: Workspace) -> None:
+    texts = [f"berth {n % 7} crane {n % 3}" for n in range(200)]  # many equal texts: many ties
+    _fill(workspace, texts)
+    encoder = HashEncoder()
+    hits = DenseIndex(workspace, encoder).search(["berth 3 crane 1", "tide"], 25)
+    stored = encoder.encode_passages(texts).astype(np.float16).astype(np.float32)
+    for row, query in enumerate(["berth 3 crane 1", "tide"]):
+        scores = stored @ encoder.encode_queries([query])[0]
+        for passage, score in zip(hits.ids[row], hits.scores[row], strict=True):
+            assert abs(scores[passage - 1] - score) < 1e-6
+        assert sorted(hits.scores[row], reverse=True) == list(hits.scores[row])
+        pairs = list(zip(-hits.scores[row], hits.ids[row], strict=True))
+        assert pairs == sorted(pairs)
+        assert hits.scores[row][-1] >= np.sort(scores)[-25] - 1e-6
+
+
+def test_lexical_search_finds_stems_and_ranks_rare_words_first(workspace: Workspace) -> None:
+    _fill(workspace, ["the crane was inspected", "inspections of cranes", "the berth", "a crane and a berth"])
+    hits = LexicalIndex(workspace).search(["inspecting a crane"], 4)
+    assert set(hits.ids[0][:2]) == {1, 2}
+    assert hits.ids[0][2] == 4 and hits.ids[0][3] == -1
+    idf = LexicalIndex(workspace).idf(["crane", "inspect", "unknown"])
+    assert idf["unknown"] > idf["inspect"] > idf["crane"]
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=300)
+def test_no_question_is_a_syntax_error(text: str) -> None:
+    expression = match_expression(text)
+    assert expression == "" or expression.startswith('"')
+    assert expression.count('"') % 2 == 0
+
+
+@pytest.mark.parametrize("query", ['"', "a OR", "NEAR(", "col:x", "*", "'; DROP TABLE chunks; --", "🚢", "", "\0"])
+def test_operators_and_symbols_are_only_text(workspace: Workspace, query: str) -> None:
+    _fill(workspace, ["drop the table at the berth"])
+    hits = LexicalIndex(workspace).search([query], 3)
+    assert hits.ids.shape == (1, 3)
+
+
+def test_fusion_is_reciprocal_rank_and_rows_are_not_punished(workspace: Workspace) -> None:
+    _fill(workspace, [f"crane number {n}" for n in range(30)], rows=["vessel: Maren Kirstine; crane: 7"])
+    lexical, dense = LexicalIndex(workspace), DenseIndex(workspace, HashEncoder())
+    query = "which crane did the Maren Kirstine use"
+    hits = HybridRetriever(workspace, lexical, dense).search([query], 31, trace=True)
+    assert hits.trace is not None
+    for passage, score in zip(hits.ids[0], hits.scores[0], strict=True):
+        ranks = hits.trace[0][int(passage)]
+        expected = sum(1 / (60 + rank) for rank in ranks.values()) * (2 if passage == 31 else 1)
+        assert abs(score - expected) < 1e-6
+    assert hits.ids[0][0] == 31
+
+
+def test_without_an_encoder_search_is_lexical(workspace: Workspace) -> None:
+    _fill(workspace, ["crane", "berth"])
+    lexical = LexicalIndex(workspace)
+    fused = HybridRetriever(workspace, lexical, None).search(["berth"], 2)
+    assert list(fused.ids[0]) == list(lexical.search(["berth"], 2).ids[0])
+
+
+def test_an_empty_index_finds_nothing(workspace: Workspace) -> None:
+    hits = HybridRetriever(workspace, LexicalIndex(workspace), DenseIndex(workspace, HashEncoder())).search(["x"], 5)
+    assert list(hits.ids[0]) == [-1] * 5
