@@ -40,7 +40,7 @@ def make_tides(service: Any, year: int) -> list[Row]:
 
 
 OUTAGE = (datetime(2024, 10, 16, 2, 10), datetime(2024, 10, 16, 9, 40))
-_SURGE_PEAK = datetime(2024, 10, 19, 15, 0)
+_SURGE_PEAK = datetime(2024, 10, 14, 5, 0)
 
 
 def make_gauge_log(random: Random, height: Callable[[datetime], float]) -> list[Row]:

@@ -57,7 +57,6 @@ def make_vessels(random: Random, operators: dict[str, list[Row]], by_name: dict[
     stems = random.sample([stem for stem in range(240000, 299999) if _unnamed(stem)], 600)
     fleet = [
         _vessel(
-            random,
             ship.name,
             ship.kind,
             ship.flag,
@@ -81,7 +80,6 @@ def make_vessels(random: Random, operators: dict[str, list[Row]], by_name: dict[
             flag = random.choice(names.FLAGS.get(kind, names.OTHER_FLAGS))
             operator = random.choice(operators["fishing" if kind == "fishing" else "cargo"])
             vessel = _vessel(
-                random,
                 name,
                 kind,
                 flag,
@@ -90,22 +88,32 @@ def make_vessels(random: Random, operators: dict[str, list[Row]], by_name: dict[
                 int(str(operator["id"])),
             )
             fleet.append(vessel | _size(random, kind))
+    _give_callsigns(random, fleet)
     return sorted(fleet, key=lambda row: int(str(row["imo"])))
+
+
+def _give_callsigns(random: Random, fleet: list[Row]) -> None:
+    given: set[str] = set()
+    for vessel in fleet:
+        prefix, callsign = _CALLSIGN_PREFIX[str(vessel["flag"])], ""
+        while not callsign or callsign in given:
+            callsign = prefix + "".join(random.choices(_LETTERS, k=2)) + str(random.randint(2, 9))
+        given.add(callsign)
+        vessel["callsign"] = callsign
 
 
 def _unnamed(stem: int) -> bool:
     return all(stem != ship.stem for ship in NAMED_SHIPS)
 
 
-def _vessel(random: Random, name: str, kind: str, flag: str, built: int, imo: int, operator: int) -> Row:
-    callsign = _CALLSIGN_PREFIX[flag] + "".join(random.choices(_LETTERS, k=2)) + str(random.randint(2, 9))
+def _vessel(name: str, kind: str, flag: str, built: int, imo: int, operator: int) -> Row:
     return {
         "imo": imo,
         "name": name,
         "kind": kind,
         "flag": flag,
         "built": built,
-        "callsign": callsign,
+        "callsign": None,
         "operator_id": operator,
     }
 
@@ -215,7 +223,8 @@ _PURPOSES = {
 def make_calls(random: Random, vessels: list[Row], pilots: list[Row], agents: list[Row]) -> list[Row]:
     """All calls in order of arrival, with pilot, tugs and agent."""
     visits = sorted(_visits(random, vessels), key=lambda visit: (visit.ata, visit.berth.id))
-    agent_of = {vessel["imo"]: random.choice(agents)["id"] for vessel in vessels}
+    local = [12 if agent["city"] == "Ravensholm" else 1 for agent in agents]
+    agent_of = {vessel["imo"]: random.choices(agents, weights=local)[0]["id"] for vessel in vessels}
     counters: dict[int, int] = {}
     rows: list[Row] = []
     for visit in visits:
@@ -436,6 +445,18 @@ _FILL = {
 }
 
 
+# Parcels that the prose speaks of: commodity, packing, UN number, IMDG class, units, tonnes.
+_NAMED_PARCELS: dict[tuple[str, str], tuple[str, str, str | None, str | None, int | None, float]] = {
+    ("Baltic Harrier", "2023-11-08"): ("Project cargo", "pieces", None, None, 6, 1210.0),
+    ("Maren Kirstine", "2024-04-22"): ("Sawn timber", "packages", None, None, 2180, 4905.0),
+    ("Maren Christine", "2024-04-22"): ("Steel coils", "units", None, None, 208, 3120.0),
+    ("Norse Pioneer", "2024-05-17"): ("Road salt", "bulk", None, None, None, 18640.0),
+    ("Elbe Trader", "2024-05-17"): ("Sea-dredged gravel", "bulk", None, None, None, 9310.0),
+    ("Ocean Thistle", "2024-08-02"): ("Gas oil", "liquid bulk", "1202", "3", None, 11240.0),
+    ("Boreas Lifter", "2024-09-19"): ("Nacelles", "pieces", None, None, 12, 1104.0),
+}
+
+
 def make_cargo(random: Random, calls: list[Row], vessels: list[Row]) -> list[Row]:
     """One to three parcels for each call that handled cargo."""
     ship_of = {row["imo"]: row for row in vessels}
@@ -453,25 +474,18 @@ def make_cargo(random: Random, calls: list[Row], vessels: list[Row]) -> list[Row
 def _parcels(
     random: Random, call: Row, ship: Row, goods: tuple[tuple[str, str, str | None, str | None], ...]
 ) -> list[Row]:
-    fixed = {
-        ("Boreas Lifter", "2024-09-19"): [("Nacelles", "pieces", None, None, 12, 1104.0)],
-        ("Maren Kirstine", "2024-04-22"): [("Sawn timber", "packages", None, None, 2180, 4905.0)],
-        ("Norse Pioneer", "2024-05-17"): [("Road salt", "bulk", None, None, None, 18640.0)],
-        ("Elbe Trader", "2024-05-17"): [("Sea-dredged gravel", "bulk", None, None, None, 9310.0)],
-    }
-    named = fixed.get((str(ship["name"]), str(call["ata"])[:10]))
+    named = _NAMED_PARCELS.get((str(ship["name"]), str(call["ata"])[:10]))
     direction = {"load": "export", "both": random.choice(("import", "export"))}.get(
         str(call["purpose"]), "import"
     )
     if named:
-        return [
-            _parcel(name, direction, tonnes, units, packing, un, imdg)
-            for name, packing, un, imdg, units, tonnes in named
-        ]
+        name, packing, un, imdg, units, tonnes = named
+        return [_parcel(name, direction, tonnes, units, packing, un, imdg)]
     count = random.choice((1, 1, 1, 2, 2, 3)) if len(goods) > 2 else 1
     total = float(str(ship["dwt"])) * _FILL[str(ship["kind"])] * random.uniform(0.5, 1.15)
+    ordinary = [good for good in goods if good[3] is None or random.random() < 0.4] or [goods[0]]
     parcels = []
-    for name, packing, un, imdg in random.sample(goods, min(count, len(goods))):
+    for name, packing, un, imdg in random.sample(ordinary, min(count, len(ordinary))):
         tonnes = round(total / count * random.uniform(0.7, 1.25), 1)
         units = None if "bulk" in packing else max(1, round(tonnes / random.uniform(1.1, 14.0)))
         parcels.append(_parcel(name, direction, tonnes, units, packing, un, imdg))

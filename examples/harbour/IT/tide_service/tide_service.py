@@ -6,7 +6,7 @@ the VTS desk, the pilots and the public page read. Heights are metres above Char
     python tide_service.py 2024 > tides_2024.csv
 
 Constants come from the 2009 analysis of the Signal Tower record (report RHA-HYD-0912). No nodal corrections
-are applied: the error this leaves is below 6 cm, which the bar allowance in the Port Operations Manual covers.
+are applied: the error is below 6 cm, which the bar allowance in the Port Operations Manual covers.
 
 Owner: IT (Sanjay Rao). Harbour Master approves every change to the constants.
 """
