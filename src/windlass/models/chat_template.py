@@ -27,9 +27,9 @@ SECONDS_PER_MEGABYTE = 0.1
 LARGEST_NUMBER = 100_000
 FILTERS = frozenset(
     (
-        "abs capitalize count d default dictsort e escape first float int items join last length list lower map max "
-        "min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson trim "
-        "unique upper"
+        "abs capitalize count d default dictsort e escape first float int items join last length list lower map "
+        "max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson "
+        "trim unique upper"
     ).split()
 )
 REFUSED_METHODS = frozenset({"format", "format_map", "translate", "encode", "expandtabs"})

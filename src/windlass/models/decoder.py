@@ -172,17 +172,18 @@ class Decoder:
         hidden, inner = config.hidden_size, config.intermediate_size
         q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         qkv = [("attn_q", q_size), ("attn_k", kv_size), ("attn_v", kv_size)]
-        norms = (None, None)
-        if config.qk_norm == "head":
-            norms = tuple(
-                _vector(source, f"{prefix}attn_{part}_norm.weight", config.head_dim) for part in "qk"
-            )
+        q_norm, k_norm = (
+            _vector(source, f"{prefix}attn_{part}_norm.weight", config.head_dim)
+            if config.qk_norm == "head"
+            else None
+            for part in "qk"
+        )
         windowed = config.sliding_window if index >= config.sliding_from else None
         return _Layer(
             attn_norm=_vector(source, prefix + "attn_norm.weight", hidden),
             qkv=_linear(source, prefix, qkv, hidden),
-            q_norm=norms[0],
-            k_norm=norms[1],
+            q_norm=q_norm,
+            k_norm=k_norm,
             output=_linear(source, prefix, [("attn_output", hidden)], q_size),
             ffn_norm=_vector(source, prefix + "ffn_norm.weight", hidden),
             gate_up=_linear(source, prefix, [("ffn_gate", inner), ("ffn_up", inner)], hidden),
@@ -279,18 +280,21 @@ def check_tokens(tokens: Tokens, config: ModelConfig, already: int) -> Tokens:
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last axis."""
-    mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    return x / np.sqrt(mean + np.float32(eps)) * weight
+    mean = np.mean(np.square(x), axis=-1, keepdims=True)
+    normed: Floats = x / np.sqrt(mean + np.float32(eps)) * weight
+    return normed
 
 
 def silu(x: Floats) -> Floats:
     """`x * sigmoid(x)` without overflow."""
-    return x * (0.5 * (1 + np.tanh(0.5 * x)))
+    half = np.float32(0.5)
+    gated: Floats = x * (half * (1 + np.tanh(half * x)))
+    return gated
 
 
 def softmax(scores: Floats) -> Floats:
     """Softmax over the last axis; each row has at least one finite score."""
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
 
@@ -334,7 +338,8 @@ def _llama3_frequencies(plain: NDArray[np.float64], scaling: Any) -> NDArray[np.
     low, high = scaling.get("low_freq_factor", 1.0), scaling.get("high_freq_factor", 4.0)
     turns = scaling.get("original_max_position_embeddings", 8192) * plain / (2 * math.pi)
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 - blend) * plain / scaling["factor"] + blend * plain
+    blended: NDArray[np.float64] = (1 - blend) * plain / scaling["factor"] + blend * plain
+    return blended
 
 
 def _yarn_frequencies(

@@ -1,4 +1,4 @@
-"""Text out of a decoder: sampling that a seed repeats, stop strings, and `LocalModel`, the product's model."""
+"""Text out of a decoder: sampling that a seed repeats, stop strings, and `LocalModel`, both together."""
 
 from __future__ import annotations
 
