@@ -1,0 +1,177 @@
+# ruff: noqa: RUF001 - typographic quotes, dashes and stops are what texts are made of
+"""Where the sentences of a text stand, to the character.
+
+Answers and citations are made of these spans, so the rules lean towards keeping things whole: a number, a date, an
+abbreviation or a name with initials is never cut, a table row or a list item is one sentence, and a line break inside
+a wrapped paragraph is only white space.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+LONGEST_SENTENCE = 700
+NARROW_BLOCK = 40
+
+_LINE = re.compile(r"[^\n\r\f\v\u2028\u2029]+")
+_LIST_ITEM = re.compile(r"\s*(?:[-*+•‣◦▪–]\s+|\(?(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})[.)]\s+)\S")
+_HEADING = re.compile(r"\s{0,3}#{1,6}\s+\S")
+_RULE = re.compile(r"\s*(?:[-=_*~]{3,}|```.*|~~~.*)\s*$")
+_FIELD = re.compile(r"\s*[^\W\d_][\w /().-]{0,38}\s?:\s+\S")
+_TABLE_ROW = re.compile(r"\s*\|.*\|\s*$|[^|]*\|[^|]*\|.*$|[^\t]+\t+[^\t]+\t.*$")
+_STOP = re.compile(r"(?:[.!?…]+[\"'”’»)\]*_]*)(?=\s)|[。！？]+[」』”’）]*")
+_WORD_BEFORE = re.compile(r"[^\s(\[\"'“‘«]+$")
+_WORD_AFTER = re.compile(r"[\s\"'“‘«(\[*_]*([^\s]*)")
+_SOFT_CUT = re.compile(r"[;:]\s+|[\n\r\f\v\u2028\u2029]+\s*")
+
+_NEVER_LAST = frozenset(
+    "mr mrs ms dr prof rev hon capt cpt cdr lt col gen sgt adm st ste mt ft messrs e.g i.e eg ie cf vs viz al approx "
+    "ca fig figs eq eqs ref refs sec ch vol pp resp incl excl est tel min max temp dept u.s u.k m.v s.s jr sr "
+    "ph.d".split()
+)
+_BEFORE_NUMBER = frozenset("no nos nr art p par jan feb mar apr jun jul aug sep sept oct nov dec".split())
+_OPENERS = frozenset(
+    "the a an this that these those it its he she they we you i in on at by for from if when where while after before "
+    "as all any each every no not only there here such some to with however please see use do".split()
+)
+
+
+class Span(NamedTuple):
+    """A half-open character range."""
+
+    start: int
+    end: int
+
+
+def sentence_spans(text: str, start: int = 0, end: int | None = None) -> list[Span]:
+    """The sentences of `text[start:end]`, in order, as spans into `text`.
+
+    Spans do not overlap, carry no white space at their ends, and together hold every character that is not white
+    space. Headings, list items, table rows and "field: value" lines are sentences of their own.
+
+    Example:
+        >>> text = "Depth is 3.5 m at Berth No. 4. Ask Capt. J. Ruiz."
+        >>> [text[a:b] for a, b in sentence_spans(text)]
+        ['Depth is 3.5 m at Berth No. 4.', 'Ask Capt. J. Ruiz.']
+    """
+    end = len(text) if end is None else min(end, len(text))
+    spans: list[Span] = []
+    for run in _runs(text, max(0, start), end):
+        for sentence in _split_run(text, run):
+            spans.extend(_split_overlong(text, sentence))
+    return spans
+
+
+def _runs(text: str, start: int, end: int) -> list[Span]:
+    """Stretches of whole lines between which no sentence can pass."""
+    runs: list[Span] = []
+    for block in _blocks(text, start, end):
+        width = max(line.end - line.start for line in block)
+        first = block[0]
+        run_start, previous = first.start, first
+        for line in block[1:]:
+            if _breaks(text, previous, line, width):
+                runs.append(Span(run_start, previous.end))
+                run_start = line.start
+            previous = line
+        runs.append(Span(run_start, previous.end))
+    return runs
+
+
+def _blocks(text: str, start: int, end: int) -> list[list[Span]]:
+    """Lines without the blank ones, grouped between blank lines."""
+    blocks: list[list[Span]] = []
+    previous_end = -1
+    for match in _LINE.finditer(text, start, end):
+        line = Span(match.start(), match.end())
+        if not text[line.start : line.end].strip():
+            continue
+        gap = text[previous_end : line.start] if previous_end >= 0 else "\n\n"
+        if previous_end < 0 or _is_blank_between(gap):
+            blocks.append([line])
+        else:
+            blocks[-1].append(line)
+        previous_end = line.end
+    return blocks
+
+
+def _is_blank_between(gap: str) -> bool:
+    return gap.replace("\r\n", "\n").count("\n") + gap.count("\f") * 2 + gap.count("\u2029") * 2 >= 2
+
+
+def _breaks(text: str, previous: Span, line: Span, width: int) -> bool:
+    """Whether the line break between two lines of one block ends a sentence."""
+    before, after = text[previous.start : previous.end], text[line.start : line.end]
+    if any(rule.match(before) for rule in (_HEADING, _RULE, _TABLE_ROW)):
+        return True
+    if any(rule.match(after) for rule in (_HEADING, _RULE, _TABLE_ROW, _LIST_ITEM)):
+        return True
+    first = after.lstrip()[:1]
+    if first.islower() or before.rstrip().endswith((",", "-")):
+        return False
+    if _FIELD.match(after) and (_FIELD.match(before) or before.rstrip().endswith((".", ":"))):
+        return True
+    if width <= NARROW_BLOCK:
+        return True
+    # The next word would have fitted on this line, so whoever broke it meant to.
+    return len(before.rstrip()) + 1 + len(after.split(maxsplit=1)[0]) + 8 <= width
+
+
+def _split_run(text: str, run: Span) -> list[Span]:
+    spans: list[Span] = []
+    position = run.start
+    for stop in _STOP.finditer(text, run.start, run.end):
+        if stop.end() >= run.end or not _ends_sentence(text, run, position, stop):
+            continue
+        _append_trimmed(spans, text, position, stop.end())
+        position = stop.end()
+    _append_trimmed(spans, text, position, run.end)
+    return spans
+
+
+def _ends_sentence(text: str, run: Span, position: int, stop: re.Match[str]) -> bool:
+    mark = stop.group()
+    if mark[0] in "。！？":
+        return True
+    following = _WORD_AFTER.match(text, stop.end(), run.end)
+    next_word = following.group(1) if following else ""
+    if next_word[:1].islower():
+        return False
+    if not mark.startswith(".") or mark.startswith(".."):
+        return True
+    before = _WORD_BEFORE.search(text, max(position, stop.start() - 40), stop.start())
+    word = before.group() if before else ""
+    if not text[position : stop.start() - len(word)].strip() and re.fullmatch(r"\(?(?:\d{1,3}|\w|[ivx]{1,4})", word):
+        return False  # the number of a list item or a section
+    lowered = word.casefold()
+    if lowered in _NEVER_LAST:
+        return False
+    next_is_number = next_word[:1].isdigit()
+    if next_is_number and (lowered in _BEFORE_NUMBER or re.fullmatch(r"\d{1,2}", word)):
+        return False
+    is_initial = len(word) == 1 and word.isalpha() and word.isupper()
+    return not is_initial or re.sub(r"\W+$", "", next_word).casefold() in _OPENERS
+
+
+def _split_overlong(text: str, span: Span) -> list[Span]:
+    """A text without full stops is cut at its semicolons and line ends, so that a quotation stays readable."""
+    if span.end - span.start <= LONGEST_SENTENCE:
+        return [span]
+    pieces: list[Span] = []
+    position = span.start
+    for cut in _SOFT_CUT.finditer(text, span.start, span.end):
+        if cut.end() - position >= LONGEST_SENTENCE // 3:
+            _append_trimmed(pieces, text, position, cut.end())
+            position = cut.end()
+    _append_trimmed(pieces, text, position, span.end)
+    return pieces
+
+
+def _append_trimmed(spans: list[Span], text: str, start: int, end: int) -> None:
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    if start < end:
+        spans.append(Span(start, end))
