@@ -65,9 +65,7 @@ def test_a_row_that_lies_is_seen():
     with pytest.raises(ModuleNotFoundError):
         check_built(replace(system("fastrp"), entry="windlass.core.nowhere:Thing"))
     with pytest.raises(ModuleNotFoundError):
-        check_built(
-            replace(system("fastrp"), entry="windlass.core.errors:Busy", bench="windlass.bench.nowhere")
-        )
+        check_built(replace(system("fastrp"), entry="windlass.core.errors:Busy", bench="windlass.bench.nowhere"))
 
 
 def test_what_has_a_benchmark_is_not_called_planned():

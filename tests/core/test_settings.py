@@ -123,9 +123,7 @@ def test_every_setting_is_documented_and_its_default_is_valid():
     assert len(documents) <= 30, "a setting more is a question more: which one can go?"
 
 
-@given(
-    st.sampled_from([item.name for item in documented()]), st.one_of(st.integers(), st.floats(), st.text())
-)
+@given(st.sampled_from([item.name for item in documented()]), st.one_of(st.integers(), st.floats(), st.text()))
 def test_any_value_is_taken_or_refused_with_its_name(name, value):
     section, key = name.split(".")
     try:
