@@ -56,7 +56,9 @@ def _fill(workspace: Workspace, texts: Sequence[str], *, rows: Sequence[str] = (
                 (text, digest),
             )
             vector = encoder.encode_passages([text])[0].astype(np.float16).tobytes()
-            connection.execute("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", (encoder.fingerprint, digest, vector))
+            connection.execute(
+                "INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", (encoder.fingerprint, digest, vector)
+            )
         for text in rows:
             connection.execute(
                 "INSERT INTO chunks (document_id, kind, start, end, heading, text) VALUES (1, 'rows', 0, 1, '', ?)",

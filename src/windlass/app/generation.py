@@ -183,5 +183,3 @@ class GenerationQueue:
     def _forget(self, generation: Generation[Any]) -> None:
         with self._lock:
             self._open.discard(generation)
-
-

@@ -69,9 +69,7 @@ class Sandbox:
             raise outcome.error
         return outcome.value
 
-    def map(
-        self, items: Iterable[tuple[Any, ...]], *, progress: Progress | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    def map(self, items: Iterable[tuple[Any, ...]], *, progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
         """Yield `(index, result or WindlassError)` of every item, in the order in which they are done.
 
         At most two items a worker are taken ahead of what was consumed. `progress` is only asked whether
@@ -154,15 +152,11 @@ class _Job:
         return item_name(self.args)
 
 
-def _numbered_delivery(
-    done: queue.SimpleQueue[tuple[int, _Outcome]], index: int
-) -> Callable[[_Outcome], None]:
+def _numbered_delivery(done: queue.SimpleQueue[tuple[int, _Outcome]], index: int) -> Callable[[_Outcome], None]:
     return lambda outcome: done.put((index, outcome))
 
 
-def _next_done(
-    done: queue.SimpleQueue[tuple[int, _Outcome]], progress: Progress | None
-) -> tuple[int, _Outcome]:
+def _next_done(done: queue.SimpleQueue[tuple[int, _Outcome]], progress: Progress | None) -> tuple[int, _Outcome]:
     if progress is None:
         return done.get()
     while True:

@@ -51,11 +51,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise _TooMuch(f"operator {operator} is not allowed here")
         if operator == "*":
             for value, times in ((left, right), (right, left)):
-                if (
-                    hasattr(value, "__len__")
-                    and isinstance(times, int)
-                    and len(value) * times > LARGEST_NUMBER
-                ):
+                if hasattr(value, "__len__") and isinstance(times, int) and len(value) * times > LARGEST_NUMBER:
                     raise _TooMuch("a repeated text is too long")
         result = super().call_binop(context, operator, left, right)
         _check_size(result)
@@ -101,9 +97,7 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         if len(source) > LONGEST_TEMPLATE:
-            raise ModelError(
-                f"the chat template has {len(source)} characters, at most {LONGEST_TEMPLATE} are accepted"
-            )
+            raise ModelError(f"the chat template has {len(source)} characters, at most {LONGEST_TEMPLATE} are accepted")
         environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols"]
         )

@@ -86,9 +86,7 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ModelError(f"{where}: head_dim is {self.head_dim}, rotary pairs need an even number")
         if not (self.rope_theta > 0 and self.norm_eps >= 0):
-            raise ModelError(
-                f"{where}: rope_theta {self.rope_theta} and norm_eps {self.norm_eps} are out of range"
-            )
+            raise ModelError(f"{where}: rope_theta {self.rope_theta} and norm_eps {self.norm_eps} are out of range")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ModelError(f"{where}: sliding_window is {self.sliding_window}, expected at least 1")
         return self
@@ -98,9 +96,7 @@ def require_runnable(config: ModelConfig, where: str) -> None:
     """Raise `ModelError` when the decoder has no code for this architecture."""
     if config.moe is not None or config.arch not in RUNNABLE:
         kind = f"{config.arch} with experts" if config.moe is not None else config.arch
-        raise ModelError(
-            f"{where}: architecture {kind} cannot be run yet", hint=f"runnable are {', '.join(RUNNABLE)}"
-        )
+        raise ModelError(f"{where}: architecture {kind} cannot be run yet", hint=f"runnable are {', '.join(RUNNABLE)}")
 
 
 class _Reader:
@@ -118,9 +114,7 @@ class _Reader:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ModelError(
-                f"{self.where}: {self.prefix}{key} is {str(value)[:60]!r}, expected {kind.__name__}"
-            )
+            raise ModelError(f"{self.where}: {self.prefix}{key} is {str(value)[:60]!r}, expected {kind.__name__}")
         return value
 
 
@@ -138,9 +132,7 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
             hint=f"known: {', '.join(KNOWN)}",
         )
     _refuse_other_activation(read.get("hidden_act", str, "silu"), where)
-    hidden, heads, layers = (
-        read.get(k, int) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    )
+    hidden, heads, layers = (read.get(k, int) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     rope = read.get("rope_parameters", dict, None) or read.get("rope_scaling", dict, None) or {}
     theta = _Reader(rope, where).get("rope_theta", float, None) or read.get("rope_theta", float, 10000.0)
     window, window_from = _hf_window(read, arch, layers)
@@ -213,9 +205,7 @@ def _hf_experts(read: _Reader, arch: str) -> MoEConfig | None:
         return MoEConfig(*counts, read.get("intermediate_size", int), 0, True)
     if arch == "olmoe":
         counts = (read.get("num_experts", int), read.get("num_experts_per_tok", int))
-        return MoEConfig(
-            *counts, read.get("intermediate_size", int), 0, read.get("norm_topk_prob", bool, False)
-        )
+        return MoEConfig(*counts, read.get("intermediate_size", int), 0, read.get("norm_topk_prob", bool, False))
     if arch == "qwen2_moe":
         return MoEConfig(
             read.get("num_experts", int),
@@ -273,9 +263,7 @@ def config_from_gguf(
     ).check(where)
 
 
-def _gguf_rope_scaling(
-    read: _Reader, tensor_shapes: Mapping[str, tuple[int, ...]]
-) -> Mapping[str, Any] | None:
+def _gguf_rope_scaling(read: _Reader, tensor_shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any] | None:
     if "rope_freqs.weight" in tensor_shapes:
         return {"type": "factors", "tensor": "rope_freqs.weight"}
     kind = read.get("rope.scaling.type", str, "none")

@@ -138,9 +138,7 @@ class Decoder:
     def __init__(self, source: WeightSource) -> None:
         self.config = source.config
         require_runnable(self.config, str(source.path))
-        self._embedding = _matrix(
-            source, "token_embd.weight", (self.config.vocab_size, self.config.hidden_size)
-        )
+        self._embedding = _matrix(source, "token_embd.weight", (self.config.vocab_size, self.config.hidden_size))
         self._layers = [self._read_layer(source, index) for index in range(self.config.n_layers)]
         self._norm = _vector(source, "output_norm.weight", self.config.hidden_size)
         self._head = self._embedding
@@ -161,9 +159,7 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         """Bytes of weights in memory."""
-        linears = [
-            part for layer in self._layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)
-        ]
+        linears = [part for layer in self._layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
         head = 0 if self._head is self._embedding else self._head.nbytes
         return self._embedding.nbytes + head + sum(linear.weight.nbytes for linear in linears)
 
@@ -173,9 +169,7 @@ class Decoder:
         q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         qkv = [("attn_q", q_size), ("attn_k", kv_size), ("attn_v", kv_size)]
         q_norm, k_norm = (
-            _vector(source, f"{prefix}attn_{part}_norm.weight", config.head_dim)
-            if config.qk_norm == "head"
-            else None
+            _vector(source, f"{prefix}attn_{part}_norm.weight", config.head_dim) if config.qk_norm == "head" else None
             for part in "qk"
         )
         windowed = config.sliding_window if index >= config.sliding_from else None
@@ -201,16 +195,12 @@ class Decoder:
         return self._to_logits(hidden[-1])
 
     def step(self, token: int, cache: KVCache) -> Floats:
-        return self._to_logits(
-            self._forward(check_tokens(np.array([token]), self.config, cache.length), cache)[-1]
-        )
+        return self._to_logits(self._forward(check_tokens(np.array([token]), self.config, cache.length), cache)[-1])
 
     def logits(self, tokens: Tokens) -> Floats:
         cache, checked = self.cache(), check_tokens(tokens, self.config, 0)
         starts = range(0, len(checked), PREFILL_CHUNK)
-        return np.concatenate(
-            [self._to_logits(self._forward(checked[s : s + PREFILL_CHUNK], cache)) for s in starts]
-        )
+        return np.concatenate([self._to_logits(self._forward(checked[s : s + PREFILL_CHUNK], cache)) for s in starts])
 
     def _to_logits(self, hidden: Floats) -> Floats:
         return rms_norm(hidden, self._norm, self.config.norm_eps) @ self._head.T
@@ -232,9 +222,7 @@ class Decoder:
         cache.length = start + len(tokens)
         return x
 
-    def _attend(
-        self, h: Floats, layer: _Layer, index: int, cache: KVCache, rotation: tuple[Floats, Floats]
-    ) -> Floats:
+    def _attend(self, h: Floats, layer: _Layer, index: int, cache: KVCache, rotation: tuple[Floats, Floats]) -> Floats:
         config, start, count = self.config, cache.length, len(h)
         heads, kv_heads, size = config.n_heads, config.n_kv_heads, config.head_dim
         qkv = layer.qkv(h).reshape(count, heads + 2 * kv_heads, size)
@@ -248,9 +236,7 @@ class Decoder:
         first = 0 if layer.window is None else max(0, start - layer.window + 1)
         keys, values = cache.keys[index, :, first:end], cache.values[index, :, first:end]
         grouped = q.swapaxes(0, 1).reshape(kv_heads, heads // kv_heads * count, size)
-        scores = (grouped @ keys.swapaxes(1, 2)).reshape(heads, count, end - first) / np.float32(
-            math.sqrt(size)
-        )
+        scores = (grouped @ keys.swapaxes(1, 2)).reshape(heads, count, end - first) / np.float32(math.sqrt(size))
         age = np.arange(start, end)[:, None] - np.arange(first, end)[None, :]
         hidden = age < 0 if layer.window is None else (age < 0) | (age >= layer.window)
         weights = softmax(np.where(hidden, np.float32(-np.inf), scores))
@@ -306,18 +292,14 @@ def rotate(x: Floats, rotation: tuple[Floats, Floats], style: str) -> Floats:
     cosine, sine = rotation[0][:, None, :], rotation[1][:, None, :]
     half = x.shape[-1] // 2
     turned = np.empty_like(x)
-    first, second = (
-        (slice(0, half), slice(half, None)) if style == "half" else (slice(0, None, 2), slice(1, None, 2))
-    )
+    first, second = (slice(0, half), slice(half, None)) if style == "half" else (slice(0, None, 2), slice(1, None, 2))
     a, b = x[..., first], x[..., second]
     turned[..., first] = a * cosine - b * sine
     turned[..., second] = b * cosine + a * sine
     return turned
 
 
-def rotary_frequencies(
-    config: ModelConfig, source: WeightSource | None = None
-) -> tuple[NDArray[np.float64], float]:
+def rotary_frequencies(config: ModelConfig, source: WeightSource | None = None) -> tuple[NDArray[np.float64], float]:
     """Radians a position for each channel pair, float64 `[head_dim/2]`, and the factor on cosine and sine."""
     pairs = np.arange(0, config.head_dim, 2, dtype=np.float64)
     plain = config.rope_theta ** (-pairs / config.head_dim)
@@ -349,9 +331,7 @@ def _yarn_frequencies(
     original = scaling.get("original_max_position_embeddings", config.max_position)
 
     def pair_with_turns(turns: float) -> float:
-        position = (
-            config.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
-        )
+        position = config.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
         return min(max(position, 0.0), config.head_dim - 1.0)
 
     low = math.floor(pair_with_turns(scaling.get("beta_fast", 32.0)))

@@ -169,9 +169,7 @@ def _read_header(file: MappedFile) -> tuple[Mapping[str, Any], dict[str, TensorM
         raise ModelError(f"{file.path} is not a GGUF file: it starts with {bytes(file.bytes[:4])!r}")
     version = cursor.number("I", "version")
     if version not in (2, 3):
-        raise ModelError(
-            f"{file.path}: GGUF version {version} is not supported, only 2 and 3 (little-endian)"
-        )
+        raise ModelError(f"{file.path}: GGUF version {version} is not supported, only 2 and 3 (little-endian)")
     n_tensors, n_entries = cursor.number("Q", "tensor count"), cursor.number("Q", "metadata count")
     if max(n_tensors, n_entries) > LARGEST_HEADER_COUNT:
         raise cursor.fail(f"{n_tensors} tensors and {n_entries} metadata entries are claimed")
@@ -182,9 +180,7 @@ def _read_header(file: MappedFile) -> tuple[Mapping[str, Any], dict[str, TensorM
             raise cursor.fail(f"metadata key {key!r} occurs twice")
         metadata[key] = cursor.value(cursor.number("I", key), key)
     if metadata.get("split.count", 1) not in (0, 1):
-        raise ModelError(
-            f"{file.path} is one part of a split model", hint="merge the parts into one file first"
-        )
+        raise ModelError(f"{file.path} is one part of a split model", hint="merge the parts into one file first")
     return metadata, _read_tensor_table(cursor, n_tensors, _alignment(metadata, cursor))
 
 

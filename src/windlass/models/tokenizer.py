@@ -126,9 +126,7 @@ class Tokenizer:
         self.add_bos = add_bos and bos_id is not None
         self.end_ids = end_ids
         self._strip_first_space = strip_first_space
-        self._controls = {
-            vocabulary.pieces[token]: token for token in vocabulary.control if vocabulary.pieces[token]
-        }
+        self._controls = {vocabulary.pieces[token]: token for token in vocabulary.control if vocabulary.pieces[token]}
         self.template = None if chat_template is None else ChatTemplate(chat_template)
         self._names = {
             "bos_token": "" if bos_id is None else self._piece(bos_id),
@@ -186,9 +184,7 @@ class Tokenizer:
         if not messages:
             raise UsageError("a chat needs at least one message")
         if self.template is None:
-            turns = "\n\n".join(
-                f"{message['role'].capitalize()}: {message['content']}" for message in messages
-            )
+            turns = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
             return self.prompt(f"{turns}\n\nAssistant:")
         marks = _Marks(self._controls)
         hidden = [
@@ -224,8 +220,7 @@ class _Marks:
         """
         pieces = self._mark.split(rendered)
         named = [
-            (self._literals[int(piece)], True) if index % 2 else (piece, False)
-            for index, piece in enumerate(pieces)
+            (self._literals[int(piece)], True) if index % 2 else (piece, False) for index, piece in enumerate(pieces)
         ]
         return [part for part in named if part[0]]
 
@@ -251,9 +246,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         raise ModelError(f"{where}: tokenizer model {kind!r} is not supported, only gpt2 and llama")
     control = frozenset(token for token, type_ in enumerate(types) if type_ in (CONTROL, UNKNOWN))
     literal = frozenset(token for token, type_ in enumerate(types) if type_ == USER_DEFINED)
-    bos, eos = (
-        _token_id(metadata, f"tokenizer.ggml.{name}_token_id", len(pieces)) for name in ("bos", "eos")
-    )
+    bos, eos = (_token_id(metadata, f"tokenizer.ggml.{name}_token_id", len(pieces)) for name in ("bos", "eos"))
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer(
         _guarded(build, where),
@@ -261,9 +254,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         bos_id=bos,
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")),
         eos_id=eos,
-        end_ids=_end_ids(
-            pieces, control, [eos, _token_id(metadata, "tokenizer.ggml.eot_token_id", len(pieces))]
-        ),
+        end_ids=_end_ids(pieces, control, [eos, _token_id(metadata, "tokenizer.ggml.eot_token_id", len(pieces))]),
         chat_template=template if isinstance(template, str) else None,
         strip_first_space=kind == "llama" and bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
     )
@@ -298,9 +289,7 @@ def _merges(metadata: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
     pairs = [line.split(" ") if isinstance(line, str) else [] for line in lines]
     for index, pair in enumerate(pairs):
         if len(pair) != 2:
-            raise ModelError(
-                f"{where}: merge {index} is {lines[index]!r}, expected two pieces with a space between"
-            )
+            raise ModelError(f"{where}: merge {index} is {lines[index]!r}, expected two pieces with a space between")
     return [(pair[0], pair[1]) for pair in pairs]
 
 
@@ -323,9 +312,7 @@ def _pre_tokenizer(name: str, where: str) -> pre_tokenizers.PreTokenizer:
         return _split(LLAMA3_SPLIT)
     if name in ("qwen2", "deepseek-r1-qwen"):
         return _split(QWEN2_SPLIT)
-    raise ModelError(
-        f"{where}: pre-tokenizer {name!r} is not supported", hint="known: gpt-2, smollm, llama-bpe, qwen2"
-    )
+    raise ModelError(f"{where}: pre-tokenizer {name!r} is not supported", hint="known: gpt-2, smollm, llama-bpe, qwen2")
 
 
 def _byte_level_builder(
@@ -364,9 +351,7 @@ def _sentencepiece_builder(
         if types[token] == NORMAL:
             cuts = ((piece[:at], piece[at:]) for at in range(1, min(len(piece), 64)))
             ranked += [
-                (-float(scores[token]), token, cut)
-                for cut in cuts
-                if cut[0] in vocabulary and cut[1] in vocabulary
+                (-float(scores[token]), token, cut) for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary
             ]
     ranked.sort(key=lambda entry: (entry[0], vocabulary[entry[2][0]], vocabulary[entry[2][1]]))
     unknown = next((piece for token, piece in enumerate(pieces) if types[token] == UNKNOWN), None)
@@ -409,9 +394,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     """
     path = folder / "tokenizer.json"
     described = read_json(path)
-    settings = (
-        read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    )
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     source = json.dumps(described)
 
     def build(control: bool) -> FastTokenizer:

@@ -78,9 +78,7 @@ class SafetensorsSource:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
-        self.config: ModelConfig = config_from_hf(
-            read_json(folder / "config.json"), str(folder / "config.json")
-        )
+        self.config: ModelConfig = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
         self._files = [MappedFile(path) for path in _shards(folder)]
         self._tensors: dict[str, tuple[MappedFile, TensorMeta]] = {}
         for file in self._files:
@@ -123,9 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ModelError(f"{path} is larger than {LARGEST_HEADER} bytes")
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise NotFound(
-            f"no such file: {path}", hint="the folder is not a complete Hugging Face model"
-        ) from error
+        raise NotFound(f"no such file: {path}", hint="the folder is not a complete Hugging Face model") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
@@ -138,13 +134,9 @@ def _shards(folder: Path) -> list[Path]:
     if single.exists():
         return [single]
     if not index.exists():
-        pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(
-            path.name for path in folder.glob("*.pt")
-        )
+        pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
         reason = f"; {pickled[0]} is a pickle and is not opened" if pickled else ""
-        raise ModelError(
-            f"{folder} holds no model.safetensors{reason}", hint="use a safetensors or GGUF version"
-        )
+        raise ModelError(f"{folder} holds no model.safetensors{reason}", hint="use a safetensors or GGUF version")
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ModelError(f"{index} has no weight_map")
@@ -185,10 +177,7 @@ def _tensor_meta(file: MappedFile, name: str, entry: Any, data_start: int) -> Te
         kind, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{file.path}: tensor {name} lacks dtype, shape or data_offsets") from error
-    if (
-        not all(type(number) is int and 0 <= number < 1 << 48 for number in (*shape, begin, end))
-        or len(shape) > 4
-    ):
+    if not all(type(number) is int and 0 <= number < 1 << 48 for number in (*shape, begin, end)) or len(shape) > 4:
         raise ModelError(f"{file.path}: tensor {name} has shape {shape} and offsets {begin}, {end}")
     nbytes, format_name = end - begin, SAFETENSORS_TYPES.get(kind, kind)
     if format_name in BY_NAME:

@@ -78,7 +78,10 @@ def list_files(workspace: Workspace) -> list[FileInfo]:
             "SELECT path, size, files.kind, state, reason, message, coalesce(title, ''), pages, document_id FROM files"
             " LEFT JOIN documents ON documents.id = document_id ORDER BY path"
         )
-        return [FileInfo(*row, duplicate_of=canonical.get(row[0])) for row in rows]
+        return [
+            FileInfo(path, size, kind, state, reason, message, title, pages, doc_id, canonical.get(path))
+            for path, size, kind, state, reason, message, title, pages, doc_id in rows
+        ]
 
 
 def list_tables(workspace: Workspace) -> list[TableInfo]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from windlass.lake.document import Block, Document, Table
-from windlass.retrieval.sentences import split_sentences
+from windlass.retrieval.sentences import sentence_spans
 
 _SAMPLES_SHOWN = 3
 _COLUMNS_SHOWN = 60
@@ -79,10 +79,11 @@ def _cut_blocks(document: Document, words: int) -> Iterator[Cut]:
             continue
         if block.kind == "heading":
             yield from _pack(document, pending, path, kind, words)
-            if heading_only is not None and not pending:
+            level = max(block.level, 1)
+            # A heading right above a deeper one is part of that one's path; any other bare heading stands for itself.
+            if heading_only is not None and not pending and level <= max(heading_only.level, 1):
                 yield _heading_cut(document, heading_only, path)
             pending, heading_only = [], block
-            level = max(block.level, 1)
             title = " ".join(document.text[block.start : block.end].split()).lstrip("# ").rstrip("# ")
             # A document's title and its first heading are often the same words.
             path = [entry for entry in path if entry[0] < level and entry[1] != title] + [(level, title)]
@@ -103,7 +104,7 @@ def _units(text: str, block: Block, words: int) -> Iterator[_Unit]:
     spans = (
         _lines(text, block.start, block.end)
         if block.kind in ("list", "table", "code")
-        else split_sentences(text, block.start, block.end)
+        else sentence_spans(text, block.start, block.end)
     )
     for start, end in spans:
         count = len(text[start:end].split())

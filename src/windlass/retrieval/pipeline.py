@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from windlass.core import settings as settings_module
 from windlass.core.errors import ModelError, NotFound, UsageError
@@ -34,10 +34,9 @@ from windlass.retrieval.types import Answer, Hit, Hits, Passage
 
 if TYPE_CHECKING:
     from windlass.models.encoder import Encoder
-    from windlass.models.generate import ChatModel
+    from windlass.retrieval.generate import ChatModel
 
 SearchMode = Literal["hybrid", "lexical", "dense"]
-AnswerMode = Literal["auto", "extract", "generate"]
 _LONGEST_QUERY = 20_000
 _T = TypeVar("_T")
 
@@ -122,7 +121,7 @@ class Pipeline:
     def encoder(self) -> Encoder | None:
         """The encoder, loaded on first use; None (and a notice) when it is not installed."""
         with self._loading:
-            if self._encoder == "auto":
+            if isinstance(self._encoder, str):
                 self._encoder = self._load("encoder", _load_encoder, self.settings.models.encoder)
             return self._encoder
 
@@ -132,7 +131,7 @@ class Pipeline:
         with self._loading:
             if self._model == "auto":
                 self._model = self._load("model", _load_model, self.settings.models.decoder)
-            return self._model
+            return cast("ChatModel | None", self._model)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -194,7 +193,7 @@ class Pipeline:
         question: str,
         *,
         k: int | None = None,
-        mode: AnswerMode | None = None,
+        mode: str | None = None,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """An answer in which every sentence carries a citation, or an honest "not found".
@@ -382,7 +381,7 @@ class Pipeline:
 
     def _coverage_notices(self) -> tuple[str, ...]:
         notices = list(self.notices)
-        if self._encoder not in ("auto", None):
+        if self._encoder is not None and not isinstance(self._encoder, str):
             with self.workspace.reading() as connection:
                 waiting = connection.execute("SELECT count(*) FROM files WHERE state = 'parsed'").fetchone()[0]
             if waiting:

@@ -14,29 +14,29 @@ Expected = Literal["person", "time", "duration", "number", "money", "place", "co
 MOST_WORDS = 64
 
 _PATTERNS: tuple[tuple[Expected, str], ...] = (
-        ("contact", r"\b(?:phone|telephone|e-?mail|fax|vhf|contact (?:number|address)|website|url)\b"),
-        (
-            "money",
-            r"\bhow (?:much (?:does|do|is|are|will|would|must|did)\b.*\b(?:cost|pay|charge\w*|fees?|price\w*|paid)"
-            r"|expensive)\b|\b(?:what|which)\b[^?]*\b(?:fees?|costs?|prices?|tariffs?|charges?|fines?|deposit|salary)\b",
-        ),
-        (
-            "duration",
-            r"\bhow (?:long|often|soon|early|late|old)\b|\bhow (?:many|much) (?:days?|hours?|minutes?|weeks?|months?|years?|notice|time)\b",
-        ),
-        (
-            "time",
-            r"\bwhen\b|\b(?:what|which) (?:time|date|day|year|month|hours?)\b|\buntil when\b|\bdeadline\b"
-            r"|\b(?:opening|closing|office|working) (?:hours|times?)\b",
-        ),
-        (
-            "number",
-            r"\bhow (?:many|much|deep|high|wide|far|fast|large|big|tall|heavy|hot|cold|strong)\b"
-            r"|\b(?:what|which)\b[^?]*\b(?:number|depth|length|width|height|weight|speed|limit|rate|percentage|amount|"
-            r"size|capacity|draught|draft|tonnage|maximum|minimum|total|average|temperature|distance|version|code)\b",
-        ),
-        ("person", r"\bwho(?:m|se)?\b|\bwhich (?:person|officer|manager|team|department|company)\b"),
-        ("place", r"\bwhere\b|\b(?:what|which) (?:place|room|building|address|location|city|street)\b"),
+    ("contact", r"\b(?:phone|telephone|e-?mail|fax|vhf|contact (?:number|address)|website|url)\b"),
+    (
+        "money",
+        r"\bhow (?:much (?:does|do|is|are|will|would|must|did)\b.*\b(?:cost|pay|charge\w*|fees?|price\w*|paid)"
+        r"|expensive)\b|\b(?:what|which)\b[^?]*\b(?:fees?|costs?|prices?|tariffs?|charges?|fines?|deposit|salary)\b",
+    ),
+    (
+        "duration",
+        r"\bhow (?:long|often|soon|early|late|old)\b|\bhow (?:many|much) (?:days?|hours?|minutes?|weeks?|months?|years?|notice|time)\b",
+    ),
+    (
+        "time",
+        r"\bwhen\b|\b(?:what|which) (?:time|date|day|year|month|hours?)\b|\buntil when\b|\bdeadline\b"
+        r"|\b(?:opening|closing|office|working) (?:hours|times?)\b",
+    ),
+    (
+        "number",
+        r"\bhow (?:many|much|deep|high|wide|far|fast|large|big|tall|heavy|hot|cold|strong)\b"
+        r"|\b(?:what|which)\b[^?]*\b(?:number|depth|length|width|height|weight|speed|limit|rate|percentage|amount|"
+        r"size|capacity|draught|draft|tonnage|maximum|minimum|total|average|temperature|distance|version|code)\b",
+    ),
+    ("person", r"\bwho(?:m|se)?\b|\bwhich (?:person|officer|manager|team|department|company)\b"),
+    ("place", r"\bwhere\b|\b(?:what|which) (?:place|room|building|address|location|city|street)\b"),
 )
 _EXPECTED = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _PATTERNS)
 

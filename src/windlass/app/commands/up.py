@@ -106,13 +106,18 @@ def _serve(
             _tell_error(error)
 
     worker = threading.Thread(target=work, name="lift", daemon=True)
+
+    def announce(url: str) -> None:
+        print(f"Windlass is at {url}  (Ctrl-C stops it)", flush=True)
+        worker.start()
+
     try:
         serve(
             pipeline,
             pipeline.settings.server.host,
             pipeline.settings.server.port,
             progress=page_progress,
-            on_ready=lambda url: (print(f"Windlass is at {url}  (Ctrl-C stops it)", flush=True), worker.start()),
+            on_ready=announce,
         )
     finally:
         stop.set()
