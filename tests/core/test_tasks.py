@@ -295,7 +295,7 @@ def test_ray_does_the_same_work(work, tmp_path, monkeypatch):
     assert list(pool.map(work.square, range(20))) == [x * x for x in range(20)]
     with pytest.raises(TaskFailed, match="picky failed on 3: ValueError"):
         list(pool.map(work.picky, range(6)))
-    with pytest.raises(TaskFailed, match="a Ray worker died") as caught:
+    with pytest.raises(TaskFailed, match="a Ray worker failed") as caught:
         list(pool.map(work.die, [2]))
     assert caught.value.item == 2
     assert list((tmp_path / "home").iterdir()) == [], "nothing was written into the home folder"

@@ -26,7 +26,7 @@ class Ray:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if not ray.is_initialized():
             self._folder = _start_ray(ray, workers)
-        self._attempt = ray.remote(attempt)
+        self._attempt = ray.remote(max_retries=0)(attempt)
         self._fn = ray.put(fn)
         self._references: dict[Any, int] = {}
 
@@ -40,8 +40,8 @@ class Ray:
             try:
                 outcome = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[0]
-                outcome = Outcome(error=TaskFailed(f"a Ray worker died: {reason}", item=None))
+                reason = str(error).strip().splitlines()[-1]
+                outcome = Outcome(error=TaskFailed(f"a Ray worker failed: {reason}", item=None))
             outcomes.append((self._references.pop(reference), outcome))
         return outcomes
 
@@ -71,5 +71,6 @@ def _start_ray(ray: Any, workers: int) -> tempfile.TemporaryDirectory[str] | Non
         log_to_driver=False,
         logging_level="error",
         _temp_dir=folder.name,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}},
     )
     return folder
