@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windlass.core.errors import UsageError
-from windlass.core.randomness import GAMMA, bits, bits_array, permutation, rand, uniform
+from windlass.core.randomness import GAMMA, bits, bits_array, integers, permutation, rand, uniform
 
 seeds = st.integers(min_value=-(2**70), max_value=2**70)
 parts = st.one_of(st.integers(min_value=-(2**70), max_value=2**70), st.text(max_size=8))
@@ -116,6 +116,21 @@ def test_every_place_of_a_permutation_is_equally_likely():
     for draw in range(6000):
         counts[np.arange(6), permutation(2, draw, size=6)] += 1
     assert within(chi_square(counts), 25)
+
+
+@given(seeds, st.integers(min_value=1, max_value=2**53))
+def test_integers_stay_below_their_bound(seed, high):
+    drawn = integers(seed, "n", size=20, high=high)
+    assert drawn.dtype == np.int64
+    assert ((drawn >= 0) & (drawn < high)).all()
+    assert drawn.tolist() == [math.floor(rand(seed, "n", i) * high) for i in range(20)]
+
+
+def test_integers_are_even_and_bounds_checked():
+    assert within(chi_square(np.bincount(integers(4, "dice", size=100_000, high=600), minlength=600)), 599)
+    for high in (0, -1, 2**53 + 1):
+        with pytest.raises(UsageError, match="integers below"):
+            integers(0, size=1, high=high)
 
 
 def test_a_negative_size_is_refused():

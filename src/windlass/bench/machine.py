@@ -6,6 +6,8 @@ import os
 import platform
 from dataclasses import dataclass
 
+from windlass.core.tasks import usable_cores
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -31,10 +33,9 @@ def describe() -> Machine:
     """The machine this process runs on."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
         cpu=_cpu_name(),
-        cores=cores,
+        cores=usable_cores(),
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

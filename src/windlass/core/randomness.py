@@ -87,6 +87,20 @@ def uniform(seed: int, *key: Key, size: int | tuple[int, ...]) -> NDArray[np.flo
     return ((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
 
 
+def integers(seed: int, *key: Key, size: int, high: int) -> NDArray[np.int64]:
+    """int64 [size] in [0, high): element i is `floor(rand(seed, *key, i) * high)`; `high` is 1 to 2**53.
+
+    Example:
+        >>> bool((integers(7, "dice", size=100, high=6) < 6).all())
+        True
+    """
+    import numpy as np
+
+    if not 1 <= high <= 2**53:
+        raise UsageError(f"cannot draw integers below {high}", hint="give 1 to 2**53")
+    return np.floor(uniform(seed, *key, size=size) * high).astype(np.int64)
+
+
 def permutation(seed: int, *key: Key, size: int) -> NDArray[np.int64]:
     """int64 [size]: a random order of 0 .. size-1, sorted by `bits(seed, *key, i)`."""
     import numpy as np

@@ -42,8 +42,6 @@ class IndexSettings:
     """How files become passages."""
 
     passage_words: int = _setting(160, "Words in one passage of prose or code, at most.", least=20, most=2000)
-    overlap_words: int = _setting(30, "Words that a passage repeats from the one before it.", least=0, most=1000)
-    rows_per_passage: int = _setting(20, "Table rows in one searchable passage.", least=1, most=1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +63,6 @@ class SearchSettings:
     """How passages are found."""
 
     k: int = _setting(8, "Passages that a search returns.", least=1, most=1000)
-    depth: int = _setting(
-        60, "Candidates that each ranking (words, meaning) hands to the fusion.", least=1, most=10_000
-    )
-    fusion_constant: float = _setting(
-        60.0,
-        "Constant of reciprocal-rank fusion: smaller trusts the first ranks more.",
-        least=0.0,
-        most=10_000.0,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +71,9 @@ class AnswerSettings:
 
     mode: str = _setting(
         "auto",
-        "`extractive` quotes the best supporting sentences, `generative` lets the decoder write, `auto` "
-        "takes whichever measured better for the decoder's size.",
-        choices=("auto", "extractive", "generative"),
+        "`extract` quotes the best supporting sentences, `generate` lets the decoder write and checks every sentence, "
+        "`auto` lets it write and quotes where the files do not carry what it wrote.",
+        choices=("auto", "extract", "generate"),
     )
     max_context_tokens: int = _setting(
         1536,
@@ -122,9 +111,6 @@ class LimitSettings:
     inflated_mb: int = _setting(
         200, "Bytes (in MB) that the compressed parts of one file may inflate to.", least=1, most=1_000_000
     )
-    file_mb: int = _setting(
-        256, "Largest file in MB that is read; larger ones are listed as skipped.", least=1, most=1_000_000
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +130,6 @@ class Settings:
     answer: AnswerSettings = field(default_factory=AnswerSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
-
-    def __post_init__(self) -> None:
-        if self.index.overlap_words >= self.index.passage_words:
-            raise UsageError(
-                f"index.overlap_words is {self.index.overlap_words} but index.passage_words is "
-                f"{self.index.passage_words}",
-                hint="the overlap must be smaller than the passage",
-            )
 
     def with_overrides(self, overrides: Mapping[str, object]) -> Settings:
         """A copy with dotted names set, e.g. `{"server.port": 9000}`. Entries that are None are left alone.
