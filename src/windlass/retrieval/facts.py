@@ -35,7 +35,7 @@ _MONTHS = {
             "october oct",
             "november nov",
             "december dec",
-        ),  # fmt: skip
+        ),
         1,
     )
     for name in names.split()

@@ -22,7 +22,8 @@ _PATTERNS: tuple[tuple[Expected, str], ...] = (
     ),
     (
         "duration",
-        r"\bhow (?:long|often|soon|early|late|old)\b|\bhow (?:many|much) (?:days?|hours?|minutes?|weeks?|months?|years?|notice|time)\b",
+        r"\bhow (?:long|often|soon|early|late|old)\b"
+        r"|\bhow (?:many|much) (?:days?|hours?|minutes?|weeks?|months?|years?|notice|time)\b",
     ),
     (
         "time",
@@ -51,6 +52,7 @@ _DURATION = re.compile(
     r"annually|hourly|twice|once|permanently|immediately)\b",
     re.IGNORECASE,
 )
+_LENGTH = re.compile(r"\d\s?(?:m|km|cm|mm|ft|metres?|meters?|kilomet\w+|miles?|nm|feet|inch\w*)\b", re.IGNORECASE)
 _MONEY = re.compile(
     r"[€$£¥]|\b[A-Z]{3}\s?\d|\d\s?(?:[A-Z]{3}\b|euros?\b|dollars?\b|pounds?\b|cents?\b|per ?cent|%)|\bfree\b"
 )
@@ -106,7 +108,7 @@ class Question:
         if len(found) > MOST_WORDS:
             found = dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:MOST_WORDS])
         head = text[:2000]
-        expected = next((kind for kind, pattern in _EXPECTED if pattern.search(head)), "anything")
+        expected: Expected = next((kind for kind, pattern in _EXPECTED if pattern.search(head)), "anything")
         return cls(text, found, facts(head), expected)
 
     def credit(self, present: set[str]) -> dict[str, float]:
@@ -132,7 +134,8 @@ class Question:
         if self.expected == "money":
             return "free of charge" in text.casefold() or (bool(new_values) and _MONEY.search(text) is not None)
         if self.expected == "duration":
-            return _DURATION.search(text) is not None or bool(found.times or found.dates)
+            measured = bool(new_values) and _LENGTH.search(text) is not None
+            return measured or _DURATION.search(text) is not None or bool(found.times or found.dates)
         if self.expected == "time":
             return bool(found.times - self.hard.times or found.dates) or _TIME.search(text) is not None
         if self.expected == "contact":
