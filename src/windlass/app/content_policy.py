@@ -30,9 +30,7 @@ def page_policy(nonce: str) -> str:
 
 def form_policy(nonce: str) -> str:
     """The policy of the sign-in form: its own style sheet and nothing else."""
-    return (
-        f"default-src 'none'; style-src 'nonce-{nonce}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-    )
+    return f"default-src 'none'; style-src 'nonce-{nonce}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
 
 def with_nonce(html: bytes, nonce: str) -> bytes:

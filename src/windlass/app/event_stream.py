@@ -69,7 +69,9 @@ class EventStream(Response):
             yield event(error_of(error)[1])
         except Exception:
             log.exception("a stream failed")
-            yield event(error_body(500, "something went wrong on our side; see the server's log", code="internal_error"))
+            yield event(
+                error_body(500, "something went wrong on our side; see the server's log", code="internal_error")
+            )
 
 
 async def until_disconnect(request: Request, generation: Generation[Any]) -> Any:

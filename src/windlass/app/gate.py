@@ -213,7 +213,9 @@ class _Answer:
         await self._put(held)
         await self._put({"type": "http.response.body", "body": html})
 
-    async def refuse(self, status: int, message: str, *, code: str | None = None, headers: dict[str, str] | None = None) -> None:
+    async def refuse(
+        self, status: int, message: str, *, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         body = json.dumps(error_body(status, message, code=code)).encode()
         await self.reply(status, body, {"content-type": "application/json", **(headers or {})})
 

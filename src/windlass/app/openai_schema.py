@@ -132,8 +132,8 @@ class EmbeddingRequest(_Body):
     input: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
-        | Annotated[list[int], Field(max_length=1_000_000)]
-        | Annotated[list[list[int]], Field(max_length=MOST_INPUTS)]
+        | Annotated[list[int], Field(min_length=1, max_length=1_000_000)]
+        | Annotated[list[list[int]], Field(min_length=1, max_length=MOST_INPUTS)]
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None

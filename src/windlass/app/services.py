@@ -163,5 +163,3 @@ def model_id(setting: str) -> str:
         return urlsplit(setting).hostname or "remote"
     name = PurePath(setting).name
     return name.removesuffix(".gguf") or name
-
-
