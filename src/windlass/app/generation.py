@@ -46,14 +46,18 @@ class Generation(Silent, Generic[T]):
         Raises:
             Cancelled: Nobody wants it any more; the work should let this pass and end.
         """
-        if self.cancelled:
-            raise Cancelled("the request was cancelled")
+        self.check()
         if self.on_first_piece is not None:
             self.on_first_piece()
             self.on_first_piece = None
         with self._lock:
             self._pieces.append(piece)
         self._tell()
+
+    def check(self) -> None:
+        """Raise `Cancelled` when nobody wants the text any more; for work that has nothing to emit yet."""
+        if self.cancelled:
+            raise Cancelled("the request was cancelled")
 
     def cancel(self) -> None:
         """Stop at the next token, or leave the queue. May be called at any time, also when it is over."""

@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from windlass.core.progress import Progress
-
 _WINDOW_SECONDS = 15.0
 _SAMPLES = 64
 
@@ -63,12 +61,11 @@ class _Stage:
 
 
 class PageProgress:
-    """A `Progress` that remembers, and passes everything on to another one if asked to.
+    """A `Progress` that remembers.
 
     A stage that starts when none is running begins a new job: the stages of the last one are forgotten.
 
     Args:
-        forward: Another listener, the terminal's for one. Its wish to cancel is ours.
         clock: Seconds that only grow.
 
     Example:
@@ -80,8 +77,7 @@ class PageProgress:
         (4, 10, 'notes.md')
     """
 
-    def __init__(self, forward: Progress | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._forward = forward
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._stages: dict[str, _Stage] = {}
@@ -96,8 +92,6 @@ class PageProgress:
             fresh = _Stage(unit, total, now)
             fresh.samples.append((now, 0))
             self._stages[stage] = fresh
-        if self._forward is not None:
-            self._forward.start(stage, total, unit)
 
     def advance(self, stage: str, done: int = 1, detail: str = "") -> None:
         now = self._clock()
@@ -108,16 +102,12 @@ class PageProgress:
                 known.detail = detail or known.detail
                 if now - known.samples[-1][0] >= _WINDOW_SECONDS / _SAMPLES:
                     known.samples.append((now, known.done))
-        if self._forward is not None:
-            self._forward.advance(stage, done, detail)
 
     def finish(self, stage: str) -> None:
         with self._lock:
             known = self._stages.get(stage)
             if known is not None and known.ended is None:
                 known.ended = self._clock()
-        if self._forward is not None:
-            self._forward.finish(stage)
 
     def cancel(self) -> None:
         """Ask the running job, and every later one, to stop."""
@@ -125,7 +115,7 @@ class PageProgress:
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled or (self._forward is not None and self._forward.cancelled)
+        return self._cancelled
 
     def job_over(self) -> None:
         """The job ended, whatever its stages said: after an error or a cancellation none is left running."""

@@ -1,0 +1,165 @@
+"""What the routes and the page share: one pipeline, the queue of its model, threads for short calls, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+from windlass.app.generation import GenerationQueue
+from windlass.app.limits import Limits
+from windlass.app.metrics import Metrics
+from windlass.app.progress_state import PageProgress
+from windlass.app.replies import ApiError, QueueFull
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+    from windlass.models.encoder import Encoder
+    from windlass.models.generate import ChatModel
+    from windlass.retrieval.overview import Overview
+    from windlass.retrieval.pipeline import Pipeline
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FOLDER_MODEL = "windlass"
+_OVERVIEW_SECONDS = 1.0
+
+
+class Services:
+    """Everything behind the HTTP surface of one folder.
+
+    Args:
+        pipeline: The open pipeline; closing it stays the caller's business.
+        limits: Bounds of the server.
+        progress: What the indexing job tells; one that stays silent when None.
+    """
+
+    def __init__(self, pipeline: Pipeline, limits: Limits, progress: PageProgress | None = None) -> None:
+        self.pipeline = pipeline
+        self.limits = limits
+        self.progress = progress or PageProgress()
+        self.metrics = Metrics()
+        self.queue = GenerationQueue(limits.waiting, self.metrics)
+        self.draining = False
+        self.started = time.time()
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="windlass-call")
+        self._pending = 0
+        self._overview: tuple[float, int, Overview] | None = None
+        self._overview_lock = threading.Lock()
+        self.metrics.watch(self._gauges)
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a short blocking function in one of the threads.
+
+        Raises:
+            QueueFull: Too many calls wait already.
+        """
+        if self._pending >= self.limits.threads + self.limits.calls_waiting:
+            self.metrics.rejected.labels("calls_full").inc()
+            raise QueueFull(f"{self._pending} calls are running or waiting", 1)
+        self._pending += 1
+        try:
+            work = functools.partial(function, *args, **kwargs)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._pending -= 1
+
+    async def overview(self) -> Overview:
+        """The folder's overview, read again when the index changed or the last reading is a second old."""
+        return await self.call(self.overview_now)
+
+    def overview_now(self) -> Overview:
+        """As `overview`, in the calling thread."""
+        with self._overview_lock:
+            now, generation = time.monotonic(), self.pipeline.generation()
+            if self._overview is not None:
+                read, seen, known = self._overview
+                # While a job runs, states change without a new generation at every step.
+                if seen == generation and (now - read < _OVERVIEW_SECONDS or not self.progress.snapshot().active):
+                    return known
+            fresh = self.pipeline.overview()
+            self._overview = (now, generation, fresh)
+            return fresh
+
+    def chat_model(self) -> ChatModel:
+        """The language model, loaded when this is the first use: call it in a thread.
+
+        Raises:
+            ApiError: There is none.
+        """
+        model = self.pipeline.model
+        if model is None:
+            raise ApiError(
+                503, "no language model is installed", hint="run `windlass models pull`", code="model_unavailable"
+            )
+        return model
+
+    def encoder(self) -> Encoder:
+        """The embedding model, as `chat_model`."""
+        encoder = self.pipeline.encoder
+        if encoder is None:
+            raise ApiError(
+                503, "no embedding model is installed", hint="run `windlass models pull`", code="model_unavailable"
+            )
+        return encoder
+
+    @property
+    def chat_model_id(self) -> str:
+        """The name under which clients ask for the plain language model; empty when none is set."""
+        return model_id(self.pipeline.settings.models.decoder)
+
+    @property
+    def encoder_id(self) -> str:
+        """The name under which clients ask for embeddings; empty when none is set."""
+        return model_id(self.pipeline.settings.models.encoder)
+
+    def stop_admission(self) -> None:
+        """Say "not ready" from now on and refuse new generations; what runs goes on."""
+        self.draining = True
+        self.queue.stop_admission()
+
+    def close(self) -> None:
+        """Cancel what still runs and end the threads."""
+        self.stop_admission()
+        self.queue.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _gauges(self) -> dict[str, float | dict[str, float]]:
+        overview = self.overview_now()
+        embedded, wanted = overview.embedded
+        return {
+            "generation_queue_depth": self.queue.depth,
+            "passages": overview.passages,
+            "passages_embedded": embedded,
+            "passages_to_embed": wanted - embedded,
+            "files": dict(overview.by_state),
+        }
+
+
+def services_of(request: Request) -> Services:
+    """The services of the application that a request came to."""
+    services: Services = request.scope["windlass"]
+    return services
+
+
+def model_id(setting: str) -> str:
+    """A public name for a configured model: paths lose their folders and ending, URLs all but the host.
+
+    Example:
+        >>> model_id("/models/Tiny-1B.gguf"), model_id("http://10.0.0.7:8000/v1"), model_id("smollm2-135m-instruct")
+        ('Tiny-1B', '10.0.0.7', 'smollm2-135m-instruct')
+    """
+    if not setting or setting == "none":
+        return ""
+    if setting.startswith(("http://", "https://")):
+        return urlsplit(setting).hostname or "remote"
+    name = PurePath(setting).name
+    return name.removesuffix(".gguf") or name
