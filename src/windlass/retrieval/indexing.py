@@ -217,9 +217,16 @@ def _store(
                 continue  # stays `seen`; the next scan hashes it again
             else:
                 reason = result.reason if isinstance(result, ReadError) else "broken"
-                report.failed.extend((path, reason, str(result)) for path in group.paths)
-                _set_files(connection, group.paths, "failed", reason=reason, message=str(result))
+                message = _without_place(str(result), group.paths[0])
+                report.failed.extend((path, reason, message) for path in group.paths)
+                _set_files(connection, group.paths, "failed", reason=reason, message=message)
         _bump(connection)
+
+
+def _without_place(message: str, path: str) -> str:
+    """A reader names the file it was given; beside the file's own path that is said twice."""
+    place, colon, rest = message.partition(": ")
+    return rest if colon and place.endswith(PurePosixPath(path).name) else message
 
 
 def _store_document(

@@ -114,7 +114,9 @@ class Difference:
     p: float
 
 
-def paired_bootstrap(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> Difference:
+def paired_bootstrap(
+    ours: Sequence[float], theirs: Sequence[float], *, draws: int = 10_000, seed: int = 0
+) -> Difference:
     """Is `ours` better than `theirs` on the same questions? 95 % percentile interval of the mean difference.
 
     Raises:
@@ -124,9 +126,7 @@ def paired_bootstrap(ours: Sequence[float], theirs: Sequence[float], *, draws: i
     if not len(differences):
         raise ValueError("nothing to compare")
     random = np.random.default_rng(seed)
-    means = np.array(
-        [differences[random.integers(0, len(differences), len(differences))].mean() for _ in range(draws)]
-    )
+    means = np.array([differences[random.integers(0, len(differences), len(differences))].mean() for _ in range(draws)])
     low, high = np.percentile(means, [2.5, 97.5])
     p = min(1.0, 2.0 * float(min(np.mean(means <= 0), np.mean(means >= 0))))
     return Difference(float(differences.mean()), float(low), float(high), p)
