@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from windlass import __version__
 from windlass.bench.machine import Machine
+from windlass.core import storage
 from windlass.core.errors import UsageError
 
 Mode = Literal["measured", "emulated", "simulated"]
@@ -126,8 +126,8 @@ def save(report: BenchReport, folder: Path) -> Path:
     stamp = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), "version": __version__}
     history = [*read_saved(path), {**stamp, **report.to_json()}]
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(history, indent=1, ensure_ascii=False) + "\n")
-    _replace(folder.parent / "results.md", results_page(folder))
+    storage.write_atomic(path, (json.dumps(history, indent=1, ensure_ascii=False) + "\n").encode())
+    storage.write_atomic(folder.parent / "results.md", results_page(folder).encode())
     return path
 
 
@@ -228,9 +228,3 @@ def _cells(item: dict[str, Any]) -> list[str]:
         item["target"] or "-",
         verdict(item["ok"]),
     ]
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
