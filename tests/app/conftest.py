@@ -172,7 +172,9 @@ def running(pipeline: ScriptedPipeline, *, limits: Limits | None = None, **optio
     app = create_app(pipeline, page=False, limits=limits, **options)  # type: ignore[arg-type]
     bounds = limits or limits_of(pipeline.settings.server)
     protocol = type("Protocol", (PatientProtocol,), {"header_seconds": bounds.header_seconds})
-    server = uvicorn.Server(uvicorn.Config(app, http=protocol, log_config=None, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=protocol, log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=1)
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -192,10 +192,10 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop in order; a second Ctrl-C means now. The signal ends here: who called `serve` goes on after it."""
         self._services.stop_admission()
-        # A second Ctrl-C means now.
-        self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def _bind(host: str, port: int) -> socket.socket:
