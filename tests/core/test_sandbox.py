@@ -145,9 +145,7 @@ def test_unforeseen_errors_keep_the_worker(target: str) -> None:
         ("vanish", 3, "broken"),
     ],
 )
-def test_caps_kill_the_worker_and_the_next_item_works(
-    target: str, what: str, value: int | None, expected: str
-) -> None:
+def test_caps_kill_the_worker_and_the_next_item_works(target: str, what: str, value: int | None, expected: str) -> None:
     limits = Limits(seconds=1.0 if expected == "timeout" else 30.0, memory_bytes=64 << 20)
     with Sandbox(target, workers=1, limits=limits) as sandbox:
         error = failure(sandbox, what, value)
