@@ -2,7 +2,8 @@
 
 Writes are crash-safe in one way only: a new file under a temporary name, `fsync`, `rename` over the final name,
 `fsync` of the folder. A reader therefore sees the old bytes or the new ones, never a mixture, also after a power
-cut. An `fsync` that fails ends the write: the pages it covered may be gone, and trying again would lie.
+cut. A new folder is made durable in its parent before anything in it is acknowledged. An `fsync` that fails ends the
+write: the pages it covered may be gone, and trying again would lie.
 
 All operations go through a `Disk`, so that the fault tests can put a simulated one (lost, torn and reordered writes,
 full disk) behind the same code.
@@ -15,14 +16,16 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol
 
 from windlass.core.errors import StorageError, WorkspaceError
 
 _TEMPORARY_SUFFIX = ".partial"
+_REPAIR = "run `windlass doctor FOLDER --repair`"
 
 
 class Disk(Protocol):
@@ -30,10 +33,12 @@ class Disk(Protocol):
 
     def create(self, path: Path) -> BinaryIO: ...
     def fsync(self, file: BinaryIO) -> None: ...
+    def make_folder(self, path: Path) -> None: ...
     def fsync_folder(self, path: Path) -> None: ...
     def rename(self, source: Path, target: Path) -> None: ...
     def remove(self, path: Path) -> None: ...
     def read(self, path: Path) -> bytes: ...
+    def files(self, folder: Path) -> list[Path]: ...
 
 
 class LocalDisk:
@@ -45,10 +50,16 @@ class LocalDisk:
     def fsync(self, file: BinaryIO) -> None:
         os.fsync(file.fileno())
 
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(mode=0o700)
+
     def fsync_folder(self, path: Path) -> None:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+                raise
         finally:
             os.close(handle)
 
@@ -61,30 +72,57 @@ class LocalDisk:
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
+    def files(self, folder: Path) -> list[Path]:
+        """All files below `folder`, at any depth; none when there is no such folder."""
+        return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+
 
 LOCAL_DISK = LocalDisk()
+_being_written: set[Path] = set()
 
 
 def write_atomic(path: Path, data: bytes, *, disk: Disk = LOCAL_DISK) -> None:
     """Put `data` at `path`, all or nothing, durable when this returns.
 
     Raises:
-        StorageError: The bytes did not reach the disk; whatever stood at `path` before still stands.
+        StorageError: `path` holds what it held before or, when only its folder could not be synced, `data`; it is
+            not known to be durable.
+    """
+    # The process in the name lets `remove_leftovers` tell a dead writer's file from one that is being written.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+    _being_written.add(temporary)
+    try:
+        with _naming_the_file(path):
+            try:
+                with disk.create(temporary) as file:
+                    file.write(data)
+                    file.flush()
+                    disk.fsync(file)
+                disk.rename(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    disk.remove(temporary)
+                raise
+            disk.fsync_folder(path.parent)
+    finally:
+        _being_written.discard(temporary)
+
+
+def make_folder(path: Path, *, disk: Disk = LOCAL_DISK) -> None:
+    """Make `path` and its missing parents, for the owner only; durable when this returns.
+
+    Raises:
+        StorageError: It cannot be made, or a file stands there.
     """
     with _naming_the_file(path):
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY_SUFFIX}")
-        with contextlib.suppress(FileNotFoundError):
-            disk.remove(temporary)
-        try:
-            with disk.create(temporary) as file:
-                file.write(data)
-                file.flush()
-                disk.fsync(file)
-            disk.rename(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                disk.remove(temporary)
-            raise
+        # One that is there already may be the work of a process that died before the name was durable.
+        with contextlib.suppress(FileExistsError):
+            try:
+                disk.make_folder(path)
+            except FileNotFoundError:
+                make_folder(path.parent, disk=disk)
+                disk.make_folder(path)
+        disk.fsync_folder(path)  # fails when a file stands there
         disk.fsync_folder(path.parent)
 
 
@@ -101,23 +139,24 @@ def read_manifest(path: Path, format_version: int, *, disk: Disk = LOCAL_DISK) -
 
     Raises:
         WorkspaceError: Not a manifest, of a newer format than `format_version`, or its checksum is wrong.
+        StorageError: It cannot be read.
         FileNotFoundError: There is none.
     """
-    raw = disk.read(path)
+    raw = _read(path, disk)
     try:
         document = json.loads(raw)
         found, digest, content = document["format"], document["checksum"], document["content"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise WorkspaceError(f"{path} is not a manifest ({error})", hint="run `windlass doctor --repair`") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WorkspaceError(f"{path} is not a manifest ({error})", hint=_REPAIR) from error
     if not isinstance(found, int) or found > format_version:
         raise WorkspaceError(
             f"{path} has format {found}, this version of windlass knows up to {format_version}",
             hint="use a newer windlass, or remove the .windlass folder to build it again",
         )
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    if hashlib.blake2b(body.encode(), digest_size=16).hexdigest() != digest:
-        raise WorkspaceError(f"{path} is damaged: checksum does not match", hint="run `windlass doctor --repair`")
-    return cast(dict[str, Any], content)
+    if not isinstance(content, dict) or hashlib.blake2b(body.encode(), digest_size=16).hexdigest() != digest:
+        raise WorkspaceError(f"{path} is damaged: checksum does not match", hint=_REPAIR)
+    return content
 
 
 class ObjectStore:
@@ -133,13 +172,25 @@ class ObjectStore:
     def __init__(self, folder: Path, *, disk: Disk = LOCAL_DISK) -> None:
         self._folder = folder
         self._disk = disk
+        self._durable: set[Path] = set()
 
     def put(self, data: bytes) -> str:
-        """Store `data` durably and return its name (64 hex digits). Storing the same bytes twice is free."""
+        """Store `data` durably and return its name (64 hex digits). Storing the same bytes twice writes them once.
+
+        Raises:
+            StorageError: The bytes did not reach the disk.
+        """
         name = hashlib.blake2b(data, digest_size=32).hexdigest()
         path = self.path(name)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self._folder, path.parent):
+            if folder not in self._durable:
+                make_folder(folder, disk=self._disk)
+                self._durable.add(folder)
+        if self._holds(path, data):
+            # Whoever stored it may have died before its name was durable, and we are about to acknowledge it.
+            with _naming_the_file(path):
+                self._disk.fsync_folder(path.parent)
+        else:
             write_atomic(path, data, disk=self._disk)
         return name
 
@@ -149,16 +200,14 @@ class ObjectStore:
         Raises:
             KeyError: There is no such object.
             WorkspaceError: The bytes on disk are not the ones that were stored.
+            StorageError: They cannot be read.
         """
         try:
-            data = self._disk.read(self.path(name))
+            data = _read(self.path(name), self._disk)
         except FileNotFoundError as error:
             raise KeyError(name) from error
         if hashlib.blake2b(data, digest_size=32).hexdigest() != name:
-            raise WorkspaceError(
-                f"object {name} is damaged: its checksum does not match",
-                hint="run `windlass doctor --repair`",
-            )
+            raise WorkspaceError(f"object {name} is damaged: its checksum does not match", hint=_REPAIR)
         return data
 
     def path(self, name: str) -> Path:
@@ -166,21 +215,33 @@ class ObjectStore:
 
     def names(self) -> Iterator[str]:
         """All stored names, in no order; leftovers of interrupted writes are not among them."""
-        for shard in self._folder.iterdir() if self._folder.exists() else ():
-            for path in shard.iterdir():
-                if not path.name.endswith(_TEMPORARY_SUFFIX):
-                    yield shard.name + path.name
+        for path in self._disk.files(self._folder):
+            if not path.name.endswith(_TEMPORARY_SUFFIX):
+                yield path.parent.name + path.name
 
     def discard(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._disk.remove(self.path(name))
+        """Remove an object, if it is there."""
+        path = self.path(name)
+        with _naming_the_file(path), contextlib.suppress(FileNotFoundError):
+            self._disk.remove(path)
+
+    def _holds(self, path: Path, data: bytes) -> bool:
+        try:
+            return _read(path, self._disk) == data
+        except FileNotFoundError:
+            return False
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files of writers that died; returns how many. Only while holding the workspace's lock."""
-    leftovers = list(folder.rglob(f"*{_TEMPORARY_SUFFIX}"))
+def remove_leftovers(folder: Path, *, disk: Disk = LOCAL_DISK) -> int:
+    """Delete temporary files of writers that died; returns how many.
+
+    Raises:
+        StorageError: One cannot be removed.
+    """
+    leftovers = [path for path in disk.files(folder) if path.name.endswith(_TEMPORARY_SUFFIX) and _is_abandoned(path)]
     for path in leftovers:
-        path.unlink(missing_ok=True)
+        with _naming_the_file(path), contextlib.suppress(FileNotFoundError):
+            disk.remove(path)
     return len(leftovers)
 
 
@@ -189,12 +250,38 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def _is_abandoned(path: Path) -> bool:
+    writer = path.name.removesuffix(_TEMPORARY_SUFFIX).rpartition(".")[2].partition("-")[0]
+    if not writer.isdecimal():
+        return True
+    if int(writer) == os.getpid():
+        return path not in _being_written
+    try:
+        os.kill(int(writer), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass  # another user's process
+    return False
+
+
+def _read(path: Path, disk: Disk) -> bytes:
+    try:
+        return disk.read(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {path}: {error.strerror or error}", hint="check the disk and the file's permissions"
+        ) from error
+
+
 @contextlib.contextmanager
 def _naming_the_file(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(f"disk full while writing {path}", hint="free some space and run it again") from error
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}",
