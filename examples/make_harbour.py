@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 from harbour_maker import billing, customers, incidents, premises, traffic
+from harbour_maker.documents import write_document
 from harbour_maker.tablefiles import as_sheet, write_csv, write_jsonl, write_parquet, write_workbook
 from harbour_maker.world import TARIFFS
 
@@ -29,6 +30,7 @@ def main() -> None:
     out = parser.parse_args().out
     tables = make_tables()
     write_tables(out / "harbour", tables)
+    write_documents(out / "harbour")
     write_truth(out / "harbour_truth", tables)
 
 
@@ -112,6 +114,13 @@ def write_tables(harbour: Path, tables: dict[str, list[Row]]) -> None:
         {"Survey": as_sheet(tables["bollards"]), "Summary": _bollard_summary(tables["bollards"])},
     )
     write_workbook(harbour / "HR/staff_directory.xlsx", {"Staff": as_sheet(tables["staff"])})
+
+
+def write_documents(harbour: Path) -> None:
+    """PDF, DOCX and PPTX from their Markdown sources."""
+    sources = HERE / "harbour_source"
+    for source in sorted(sources.rglob("*.md")):
+        write_document(source, harbour / source.relative_to(sources).with_suffix(""))
 
 
 def write_tariffs(harbour: Path) -> None:
