@@ -22,6 +22,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
+from windlass.kernels.blas import one_thread_a_product
 from windlass.models.bert import Bert, BertConfig, Scratch
 from windlass.models.safetensors_file import TensorEntry, open_tensors, read_header
 
@@ -86,8 +87,8 @@ class BertEncoder:
 
         Args:
             path: The folder.
-            threads: Batches worked on at the same time; default: the physical cores, at most 4. The matrix products
-                use the threads of NumPy's BLAS in any case (`OPENBLAS_NUM_THREADS` and its like set those).
+            threads: Batches worked on at the same time; default: the physical cores, at most 4. Each matrix product
+                uses one thread.
 
         Raises:
             ModelError: A file is missing, damaged, or describes a model of another kind.
@@ -215,10 +216,11 @@ class BertEncoder:
         batches = list(_batches(lengths))
         if self._threads == 1 or len(batches) == 1:
             for batch in batches:
-                run(batch)
+                with one_thread_a_product():
+                    run(batch)
                 yield len(batch)
             return
-        with ThreadPoolExecutor(self._threads) as pool:
+        with one_thread_a_product(), ThreadPoolExecutor(self._threads) as pool:
             jobs = [pool.submit(run, batch) for batch in batches]
             try:
                 for job, batch in zip(jobs, batches, strict=True):
