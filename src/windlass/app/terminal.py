@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from windlass.app.server import Started
     from windlass.retrieval.overview import Overview
     from windlass.retrieval.pipeline import IndexReport
     from windlass.retrieval.types import Answer, Citation, Hit
@@ -138,6 +139,15 @@ def print_card(overview: Overview, report: IndexReport | None) -> None:
         add("this run", run_line(report))
     console = stdout()
     console.print(Panel(grid, title="windlass", title_align="left", box=ROUNDED, expand=False), soft_wrap=False)
+
+
+def print_started(started: Started) -> None:
+    """Where the server is, and the key when one was just made: it is kept nowhere else."""
+    for notice in started.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    if started.new_key:
+        print(f"API key (shown once): {started.new_key}", flush=True)
+    print(f"Windlass is at {started.url}  (Ctrl-C stops it)", flush=True)
 
 
 def print_answer(answer: Answer) -> None:

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
@@ -105,17 +105,26 @@ class Pipeline:
         folder: str | os.PathLike[str],
         *,
         settings: Settings | None = None,
+        overrides: Mapping[str, object] | None = None,
         state: str | os.PathLike[str] | None = None,
         encoder: Encoder | Literal["auto"] | None = "auto",
         model: ChatModel | Literal["auto"] | None = "auto",
     ) -> Pipeline:
         """The pipeline over `folder`; nothing is read until `index`.
 
+        Args:
+            folder: The user's folder.
+            settings: All options; None takes those that hold for the folder (its `windlass.toml`, the environment).
+            overrides: Single options by dotted name, e.g. `{"search.k": 20}`; entries that are None do not count.
+            state: Where the index is kept instead of `folder/.windlass`.
+            encoder, model: Used instead of what the settings name; None for none.
+
         Raises:
             NotFound, UsageError, WorkspaceError: As `Workspace.open`; settings that are wrong name their field.
         """
         workspace = Workspace.open(folder, state=state)
-        return cls(workspace, settings or settings_module.load(workspace.folder), encoder=encoder, model=model)
+        options = (settings or settings_module.load(workspace.folder)).with_overrides(overrides or {})
+        return cls(workspace, options, encoder=encoder, model=model)
 
     @property
     def encoder(self) -> Encoder | None:

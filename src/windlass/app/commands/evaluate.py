@@ -51,4 +51,4 @@ def evaluate(
     for outcome in report.outcomes:
         if not outcome.correct:
             rank = "not found" if outcome.rank is None else f"rank {outcome.rank}"
-            print(f"  wrong: {outcome.question.id} {outcome.question.question} (passage {rank})")
+            print(f"  wrong: {outcome.id} {outcome.question} (passage {rank})")

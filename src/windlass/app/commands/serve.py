@@ -27,7 +27,7 @@ def serve(
     Example: windlass serve reports --port 9000
     """
     from windlass.app import server
-    from windlass.core import settings
+    from windlass.app.terminal import print_started
     from windlass.core.errors import NotFound
     from windlass.core.workspace import Workspace
     from windlass.retrieval.pipeline import Pipeline
@@ -35,12 +35,5 @@ def serve(
     if folder.is_dir() and not Workspace.exists(folder):
         raise NotFound(f"{folder} is not indexed", hint=f"run `windlass up {folder}` first")
     overrides = {"server.host": host or None, "server.port": port or None}
-    with Pipeline.open(folder, settings=settings.load(folder, overrides=overrides)) as pipeline:
-        options = pipeline.settings.server
-        server.serve(
-            pipeline,
-            options.host,
-            options.port,
-            page=page,
-            on_ready=lambda url: print(f"Windlass is at {url}  (Ctrl-C stops it)", flush=True),
-        )
+    with Pipeline.open(folder, overrides=overrides) as pipeline:
+        server.serve(pipeline, page=page, on_ready=print_started)

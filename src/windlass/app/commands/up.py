@@ -42,12 +42,11 @@ def up(
     Example: windlass up reports --ask "Who approves travel?"
     """
     from windlass.app.terminal import TerminalProgress
-    from windlass.core import settings
     from windlass.retrieval.pipeline import Pipeline
 
     overrides = {"server.host": host or None, "server.port": port or None}
     progress = TerminalProgress(quiet=as_json)
-    with Pipeline.open(folder, settings=settings.load(folder, overrides=overrides)) as pipeline:
+    with Pipeline.open(folder, overrides=overrides) as pipeline:
         question = ask or (DEMO_QUESTION if demo else "")
         if not web:
             report = _lift(pipeline, progress, offline, embed)
@@ -88,7 +87,8 @@ def _serve(
     """The page is up at once and shows the progress of the work behind it."""
     from windlass.app.lift import FanOut, keep_up, lift
     from windlass.app.progress_state import PageProgress
-    from windlass.app.server import serve
+    from windlass.app.server import Started, serve
+    from windlass.app.terminal import print_started
     from windlass.core.errors import WindlassError
 
     page_progress = PageProgress()
@@ -107,15 +107,13 @@ def _serve(
 
     worker = threading.Thread(target=work, name="lift", daemon=True)
 
-    def announce(url: str) -> None:
-        print(f"Windlass is at {url}  (Ctrl-C stops it)", flush=True)
+    def announce(started: Started) -> None:
+        print_started(started)
         worker.start()
 
     try:
         serve(
             pipeline,
-            pipeline.settings.server.host,
-            pipeline.settings.server.port,
             progress=page_progress,
             on_ready=announce,
         )
