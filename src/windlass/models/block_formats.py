@@ -49,9 +49,10 @@ class QuantTensor:
         """The float32 matrix `[out, in]`, in the natural channel order."""
         rows, columns = self.shape
         grouped = self.codes.reshape(rows, columns // self.group, self.group).astype(np.float32)
-        grouped *= self.scales[:, :, None]
-        if self.zeros is not None:
-            grouped += self.zeros[:, :, None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            grouped *= self.scales[:, :, None]
+            if self.zeros is not None:
+                grouped += self.zeros[:, :, None]
         dense = grouped.reshape(self.shape)
         if self.perm is None:
             return dense
@@ -193,7 +194,9 @@ def split_blocks(raw: Bytes, name: str, shape: tuple[int, int]) -> QuantTensor:
     """
     block = BY_NAME[name]
     assert block.split is not None
-    codes, scales, zeros = block.split(raw.reshape(-1, block.nbytes))
+    # A damaged file may hold NaN scales; whoever keeps the weights says so by name, better than a warning does.
+    with np.errstate(invalid="ignore", over="ignore"):
+        codes, scales, zeros = block.split(raw.reshape(-1, block.nbytes))
     rows, columns = shape
     groups = (rows, columns // block.group)
     return QuantTensor(

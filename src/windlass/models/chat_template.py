@@ -27,8 +27,8 @@ SECONDS_PER_MEGABYTE = 0.1
 LARGEST_NUMBER = 100_000
 FILTERS = frozenset(
     (
-        "abs capitalize count d default dictsort e escape first float int items join last length list lower map "
-        "max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson "
+        "abs capitalize count d default dictsort e escape first float int items join last length list lower "
+        "map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson "
         "trim unique upper"
     ).split()
 )
@@ -59,7 +59,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         name = getattr(__obj, "__name__", "")
-        if name in REFUSED_METHODS and hasattr(__obj, "__self__"):
+        if name in REFUSED_METHODS:
             raise _TooMuch(f"method {name} is not allowed")
         for value in (*args, *kwargs.values()):
             if isinstance(value, int) and abs(value) > LARGEST_NUMBER:

@@ -37,18 +37,15 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("rb")
+            with path.open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                if self.size == 0:
+                    raise ModelError(f"{path} is empty", hint="fetch the model again: windlass models pull")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as error:
             raise NotFound(f"no such model file: {path}") from error
-        except OSError as error:
-            raise ModelError(f"cannot read {path}: {error.strerror}") from error
-        self.size = os.fstat(self._file.fileno()).st_size
-        if self.size == 0:
-            raise ModelError(f"{path} is empty", hint="fetch the model again: windlass models pull")
-        try:
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise ModelError(f"cannot map {path}: {error}") from error
+            raise ModelError(f"cannot read {path}: {error}") from error
         self.bytes = memoryview(self._map)
 
     def slice(self, offset: int, nbytes: int, what: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -62,7 +59,7 @@ class MappedFile:
                 f"{self.path}: {what} needs bytes {offset} to {offset + nbytes}, the file has {self.size}",
                 hint="the file is truncated or damaged; fetch it again",
             )
-        if os.fstat(self._file.fileno()).st_size < self.size:
+        if self._map.size() < self.size:
             raise ModelError(f"{self.path} was cut while it was in use", hint="load the model again")
         return np.frombuffer(self.bytes, np.uint8, nbytes, offset)
 

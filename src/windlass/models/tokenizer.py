@@ -12,16 +12,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
-from windlass.core.errors import ModelError, UsageError
+from windlass.core.errors import ModelError, UsageError, WindlassError
 from windlass.models.chat_template import ChatTemplate
 from windlass.models.weights import read_json
 
+_Made = TypeVar("_Made")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -238,12 +239,10 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     types = list(metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(pieces)))
     if len(types) != len(pieces):
         raise ModelError(f"{where}: {len(pieces)} tokens but {len(types)} token types")
-    if kind == "gpt2":
-        build = _byte_level_builder(metadata, pieces, types, where)
-    elif kind == "llama":
-        build = _sentencepiece_builder(metadata, pieces, types, where)
-    else:
+    makers = {"gpt2": _byte_level_builder, "llama": _sentencepiece_builder}
+    if kind not in makers:
         raise ModelError(f"{where}: tokenizer model {kind!r} is not supported, only gpt2 and llama")
+    build = _guarded(makers[kind], where)(metadata, pieces, types, where)
     control = frozenset(token for token, type_ in enumerate(types) if type_ in (CONTROL, UNKNOWN))
     literal = frozenset(token for token, type_ in enumerate(types) if type_ == USER_DEFINED)
     bos, eos = (_token_id(metadata, f"tokenizer.ggml.{name}_token_id", len(pieces)) for name in ("bos", "eos"))
@@ -270,12 +269,14 @@ def _end_ids(pieces: list[str], control: frozenset[int], named: list[int | None]
     return tuple(dict.fromkeys([token for token in named if token is not None] + known))
 
 
-def _guarded(build: Callable[[bool], FastTokenizer], where: str) -> Callable[[bool], FastTokenizer]:
+def _guarded(build: Callable[..., _Made], where: str) -> Callable[..., _Made]:
     """`build` with the library's untyped failures turned into ours."""
 
-    def guarded(control: bool) -> FastTokenizer:
+    def guarded(*arguments: Any) -> _Made:
         try:
-            return build(control)
+            return build(*arguments)
+        except WindlassError:
+            raise
         except Exception as error:
             raise ModelError(f"{where}: the tokenizer cannot be built: {error}") from error
 
