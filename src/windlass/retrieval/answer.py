@@ -71,8 +71,8 @@ class Answerer:
         parsed = Question.parse(question, run.idf)
         scored = rank_candidates(parsed, hits, run.document_text, encoder)
         run.lap("rank")
-        strength = evidence(features(parsed, scored, hits), has_cosine=encoder is not None)
-        if strength < self._settings.min_evidence:
+        run.evidence = evidence(features(parsed, scored), has_cosine=encoder is not None)
+        if run.evidence < self._settings.min_evidence:
             return run.not_found()
         if mode != "extract":
             written = self._generate(run, parsed, encoder, model, mode, on_token)
@@ -125,6 +125,7 @@ class _Run:
         self.question = question
         self.hits = tuple(hits)
         self.idf = idf or local_idf([hit.passage.text for hit in hits])
+        self.evidence: float | None = None
         self.notices: list[str] = []
         self.usage: dict[str, int] = {}
         self.timings: dict[str, float] = {}
@@ -193,6 +194,7 @@ class _Run:
             notices=tuple(self.notices),
             timings=self.timings,
             usage=self.usage,
+            evidence=self.evidence,
         )
 
 

@@ -15,8 +15,7 @@ from dataclasses import astuple, dataclass
 
 from windlass.retrieval.extract import Scored
 from windlass.retrieval.questions import Question
-from windlass.retrieval.terms import stems, terms
-from windlass.retrieval.types import Hit
+from windlass.retrieval.terms import stems
 
 # Intercept, then one weight a field of `Features`.
 _WITH_COSINE = (-4.2, 3.0, 2.0, 5.0, 0.6, -2.5)
@@ -42,7 +41,7 @@ class Features:
     missing: float
 
 
-def features(question: Question, scored: Sequence[Scored], hits: Sequence[Hit]) -> Features:
+def features(question: Question, scored: Sequence[Scored]) -> Features:
     """The features of the best span; all zero when there is none."""
     if not scored or not question.words:
         return Features(0.0, 0.0, 0.0, 0.0, 1.0)
@@ -55,7 +54,7 @@ def features(question: Question, scored: Sequence[Scored], hits: Sequence[Hit]) 
         passage=question.coverage(question.credit(whole)),
         cosine=max(0.0, best.cosine or 0.0),
         in_kind=float(best.in_kind),
-        missing=_missing(question, around),
+        missing=question.missing(around),
     )
 
 
@@ -64,12 +63,3 @@ def evidence(found: Features, *, has_cosine: bool) -> float:
     intercept, *slopes = _WITH_COSINE if has_cosine else _WORDS_ALONE
     total = intercept + sum(slope * value for slope, value in zip(slopes, astuple(found), strict=True))
     return 1.0 / (1.0 + math.exp(-total))
-
-
-def _missing(question: Question, text: str) -> float:
-    hard = question.hard
-    wanted = hard.names | hard.values
-    if not wanted:
-        return 0.0
-    present = {term.stem for term in terms(text)}
-    return sum(word not in present for word in wanted) / len(wanted)

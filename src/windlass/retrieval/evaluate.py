@@ -62,7 +62,7 @@ class Outcome:
         correct: An accepted answer stands in the answer, or "not found" was said where that is right.
         cited_gold: Whether some citation points into a gold file; None when nothing was answered or expected.
         verified: Every citation's quote stands verbatim at its span.
-        confidence: The answer's evidence; NaN when the answer does not tell.
+        evidence: How likely the passages answer it, as the answer says; None when it does not.
         seconds: For the answer, search included.
     """
 
@@ -80,7 +80,7 @@ class Outcome:
     f1: float
     cited_gold: bool | None
     verified: bool
-    confidence: float
+    evidence: float | None
     seconds: float
 
 
@@ -99,7 +99,7 @@ class EvaluationReport:
         f1, exact: SQuAD measures over answerable questions.
         citation_precision: Share of answers to answerable questions with a citation into a gold file.
         citation_recall: Of the correct answers, the share citing a gold file.
-        abstention_auroc: Answerable against unanswerable by confidence; NaN when it is not known.
+        abstention_auroc: Answerable against unanswerable by evidence; NaN when it is not known.
         all_verified: No citation anywhere whose quote is not verbatim at its span.
         by_kind: Kind -> (questions, correct).
         seconds: Median and 95th percentile of one answer.
@@ -202,7 +202,7 @@ def summarise(outcomes: Sequence[Outcome], k: int, mode: str) -> EvaluationRepor
         exact=_mean([item.exact for item in gold]),
         citation_precision=_mean([bool(item.cited_gold) for item in answered]),
         citation_recall=_mean([bool(item.cited_gold) for item in right]),
-        abstention_auroc=auroc([i.confidence for i in gold], [i.confidence for i in hopeless]),
+        abstention_auroc=auroc(_evidence(gold), _evidence(hopeless)),
         all_verified=all(item.verified for item in outcomes),
         by_kind=dict(sorted(by_kind.items())),
         seconds=(times[len(times) // 2], times[min(len(times) - 1, int(0.95 * len(times)))]) if times else (0.0, 0.0),
@@ -269,7 +269,7 @@ def _outcome(pipeline: Asked, question: GoldQuestion, k: int, mode: str) -> Outc
         f1=token_f1(said, question.answers),
         cited_gold=_cites_gold(citations, answer, question),
         verified=all(_is_verbatim(pipeline, citation) for citation in citations),
-        confidence=answer.confidence,
+        evidence=answer.evidence,
         seconds=seconds,
     )
 
@@ -309,6 +309,10 @@ def _parse_lines(path: Path) -> Iterator[GoldQuestion]:
             raise UsageError(
                 f"{path}, line {number}: not a question ({error})", hint="each line is an object with `question`"
             ) from error
+
+
+def _evidence(outcomes: Sequence[Outcome]) -> list[float]:
+    return [item.evidence for item in outcomes if item.evidence is not None]
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -8,9 +8,7 @@ nothing can be invented; what remains to be judged is whether the best span answ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from windlass.retrieval.candidates import Candidate, DocumentText, find_candidates
 from windlass.retrieval.facts import facts
@@ -20,7 +18,7 @@ from windlass.retrieval.terms import stems
 from windlass.retrieval.types import Hit
 
 MOST_SENTENCES = 3
-MOST_ENCODED = 48
+MOST_ENCODED = 16
 
 # What a word of the question is worth by where it stands.
 _IN_LEAD, _IN_CONTEXT, _IN_BEFORE = 0.9, 0.7, 0.5
@@ -37,19 +35,26 @@ class Scored:
 
     Attributes:
         candidate: The span.
+        text: What is shown.
         coverage: Credited share of the question's words, in [0, 1].
         cosine: Of question and span, None without an encoder.
         in_kind: Whether it holds the kind of thing asked for.
-        score: What candidates are ordered by.
-        text: What is shown.
+        missing: Share of the question's names and numbers that neither it nor what it leans on holds.
     """
 
     candidate: Candidate
+    text: str
     coverage: float
     cosine: float | None
     in_kind: bool
-    score: float
-    text: str
+    missing: float
+
+    @property
+    def score(self) -> float:
+        """What candidates are ordered by."""
+        prior = 1.0 / (1.0 + 0.25 * self.candidate.rank)
+        meaning = self.coverage if self.cosine is None else 0.5 * self.coverage + 0.5 * max(0.0, self.cosine)
+        return 0.75 * meaning + 0.15 * self.in_kind + 0.10 * prior - 0.20 * self.missing
 
 
 def rank_candidates(
@@ -58,20 +63,19 @@ def rank_candidates(
     """All quotable spans of `hits`, best first. Without an encoder the words decide alone."""
     found = find_candidates(hits, document_text)
     passages = {hit.passage.id: stems(hit.passage.text) for hit in hits}
-    rough: list[tuple[float, Candidate, float, bool, str]] = []
+    rough: list[Scored] = []
     for candidate in found:
-        coverage = _coverage(question, candidate, passages[candidate.passage.id])
-        if candidate.facts and not _names_a_value(question, candidate):
+        if not _says_something(question, candidate):
             continue
+        coverage = _coverage(question, candidate, passages[candidate.passage.id])
         text = _facts_shown(question, candidate) if candidate.facts else candidate.text
         in_kind = question.is_answered_in_kind(text)
-        rough.append((_score(coverage, None, in_kind, candidate.rank), candidate, coverage, in_kind, text))
-    rough.sort(key=lambda item: -item[0])
-    cosines = _cosines(question, [item[1] for item in rough[:MOST_ENCODED]], encoder)
-    scored = [
-        Scored(candidate, coverage, cosine, in_kind, _score(coverage, cosine, in_kind, candidate.rank), text)
-        for (_, candidate, coverage, in_kind, text), cosine in zip(rough, cosines, strict=False)
-    ]
+        missing = question.missing(f"{candidate.lead} {candidate.context} {candidate.before} {candidate.text}")
+        rough.append(Scored(candidate, text, coverage, None, in_kind, missing))
+    rough.sort(key=lambda item: -item.score)
+    rough = rough[:MOST_ENCODED]
+    cosines = _cosines(question, rough, encoder)
+    scored = [replace(item, cosine=cosine) for item, cosine in zip(rough, cosines, strict=True)]
     scored.sort(key=lambda item: (-item.score, item.candidate.rank, item.candidate.start))
     return scored
 
@@ -101,26 +105,26 @@ def _coverage(question: Question, candidate: Candidate, passage: set[str]) -> fl
     return question.coverage(best)
 
 
-def _score(coverage: float, cosine: float | None, in_kind: bool, rank: int) -> float:
-    prior = 1.0 / (1.0 + 0.25 * rank)
-    meaning = coverage if cosine is None else 0.5 * coverage + 0.5 * max(0.0, cosine)
-    return 0.75 * meaning + 0.15 * in_kind + 0.10 * prior
-
-
-def _cosines(
-    question: Question, candidates: Sequence[Candidate], encoder: SentenceEncoder | None
-) -> list[float | None]:
-    if encoder is None or not candidates:
-        return [None] * len(candidates)
-    texts = [f"{candidate.passage.title}\n{candidate.lead} {candidate.text}".strip() for candidate in candidates]
+def _cosines(question: Question, scored: Sequence[Scored], encoder: SentenceEncoder | None) -> list[float] | list[None]:
+    if encoder is None or not scored:
+        return [None] * len(scored)
+    texts = [f"{item.candidate.passage.title}\n{item.candidate.lead} {item.candidate.text}".strip() for item in scored]
     vectors = encoder.encode_passages(texts)
     asked = encoder.encode_queries([question.text])[0]
-    return [float(value) for value in np.asarray(vectors @ asked, np.float32)]
+    return [float(value) for value in vectors @ asked]
 
 
-def _names_a_value(question: Question, candidate: Candidate) -> bool:
-    """A table row is about the question when the question holds one of its values, not only column names."""
-    return any(_matches_value(question, value) for _, value in candidate.facts)
+def _says_something(question: Question, candidate: Candidate) -> bool:
+    """Leaves out what cannot answer.
+
+    A table row that holds no value of the question is about something else; a heading or a fragment that only
+    repeats the question says nothing; a table's description answers only questions about tables.
+    """
+    if candidate.facts:
+        return any(_matches_value(question, value) for _, value in candidate.facts)
+    if candidate.passage.kind == "schema":
+        return question.is_about_tables
+    return not stems(candidate.text) <= set(question.words) | stems(candidate.context)
 
 
 def _matches_value(question: Question, value: str) -> bool:

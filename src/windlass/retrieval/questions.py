@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from windlass.retrieval.facts import Facts, facts
-from windlass.retrieval.terms import Idf, content_terms, stem, weights
+from windlass.retrieval.terms import Idf, content_terms, stem, terms, weights
 
 Expected = Literal["person", "time", "duration", "number", "money", "place", "contact", "anything"]
 
@@ -52,6 +52,7 @@ _DURATION = re.compile(
     r"annually|hourly|twice|once|permanently|immediately)\b",
     re.IGNORECASE,
 )
+_ABOUT_TABLES = re.compile(r"\b(?:columns?|tables?|fields?|rows?|datasets?|spreadsheets?|csv)\b", re.IGNORECASE)
 _LENGTH = re.compile(r"\d\s?(?:m|km|cm|mm|ft|metres?|meters?|kilomet\w+|miles?|nm|feet|inch\w*)\b", re.IGNORECASE)
 _MONEY = re.compile(
     r"[€$£¥]|\b[A-Z]{3}\s?\d|\d\s?(?:[A-Z]{3}\b|euros?\b|dollars?\b|pounds?\b|cents?\b|per ?cent|%)|\bfree\b"
@@ -122,6 +123,23 @@ class Question:
         """The credited share of the question's weight, in [0, 1]."""
         total = sum(self.words.values())
         return sum(weight * credits[word] for word, weight in self.words.items()) / total if total else 0.0
+
+    def missing(self, text: str) -> float:
+        """Share of the question's names, numbers and dates that `text` does not hold; 0 when it states none."""
+        total = len(self.hard.names) + len(self.hard.values) + len(self.hard.dates)
+        if not total:
+            return 0.0
+        held, present = facts(text), {term.stem for term in terms(text)}
+        numbers = held.values | present
+        absent = sum(name not in present for name in self.hard.names)
+        absent += sum(value not in numbers for value in self.hard.values)
+        absent += sum(not any(readings & others for others in held.dates) for readings in self.hard.dates)
+        return absent / total
+
+    @property
+    def is_about_tables(self) -> bool:
+        """Whether the question asks what a table holds rather than for something in it."""
+        return _ABOUT_TABLES.search(self.text) is not None
 
     def is_answered_in_kind(self, text: str) -> bool:
         """Whether `text` carries the expected kind of thing, over and above what the question itself says."""

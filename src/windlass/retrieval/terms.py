@@ -25,10 +25,10 @@ STOP_WORDS = frozenset(
     "between both but by can can't cannot could couldn't did didn't do does doesn't doing don't down during each etc "
     "few for from further had hadn't has hasn't have haven't having he her here hers him his how i if in into is isn't "
     "it it's its itself just let me more most my no nor not of off on once only or other our ours out over own per "
-    "please same shall she should shouldn't so some such than that that's the their theirs them then there these they "
+    "please same she should shouldn't so some such than that that's the their theirs them then there these they "
     "this those through to too under until up upon us very was wasn't we were weren't what what's when where which "
     "while who whom whose why will with within without won't would wouldn't you your yours tell give show find list "
-    "say says said according mean means many much".split()
+    "say says said according mean means many much may might must shall".split()
 )
 
 

@@ -117,6 +117,8 @@ class Answer:
         notices: Things the reader should know ("embeddings are still being made: 40 % done").
         timings: Seconds by stage.
         usage: Token counts of the model, empty when none ran.
+        evidence: How likely the passages answer the question, in [0, 1]; below `answer.min_evidence` nothing was
+            answered. None when it was not judged.
     """
 
     question: str
@@ -130,6 +132,7 @@ class Answer:
     notices: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     usage: dict[str, int] = field(default_factory=dict)
+    evidence: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
