@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from windlass.app.options import AsJson
-from windlass.core import catalogue
-from windlass.core.catalogue import System
+
+if TYPE_CHECKING:
+    from windlass.core.catalogue import System
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +27,8 @@ def systems(
 
     Example: windlass systems fastrp
     """
+    from windlass.core import catalogue
+
     rows = catalogue.systems() if system_id is None else (catalogue.system(system_id),)
     if as_json:
         from windlass.app.terminal import print_json
