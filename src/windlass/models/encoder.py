@@ -1,8 +1,8 @@
 """Text to vectors: the `Encoder` protocol that the whole stack takes as an argument, and the built-in one.
 
-`BertEncoder` reads any sentence-transformers folder of the BERT family (all-MiniLM-L6-v2 is the default model) and
-needs NumPy and `tokenizers` only. A text's vector is the mean of its token states (or the first one, where the folder
-says so), scaled to length one, so that a dot product is a cosine.
+`BertEncoder` reads any sentence-transformers folder of the BERT family (all-MiniLM-L6-v2 is the default
+model) and needs NumPy and `tokenizers` only. A text's vector is the mean of its token states (or the first
+one, where the folder says so), scaled to length one, so that a dot product is a cosine.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import psutil
-from tokenizers import Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
 
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
@@ -27,7 +27,8 @@ from windlass.models.safetensors_file import TensorEntry, open_tensors, read_hea
 
 _BATCH_TOKENS = 1024
 _WINDOW_TEXTS = 2048
-# A model reads a few hundred tokens; what lies far behind them is cut before the tokenizer spends minutes on it.
+# A model reads a few hundred tokens; what lies far behind them is cut before the tokenizer spends minutes on
+# it.
 _MAX_CHARACTERS = 100_000
 _DEFAULT_MAX_TOKENS = 256
 
@@ -58,7 +59,8 @@ class Encoder(Protocol):
 
 
 class BertEncoder:
-    """An `Encoder` from a folder with `config.json`, `tokenizer.json` (or `vocab.txt`) and `model.safetensors`.
+    """An `Encoder` from a folder with `config.json`, `tokenizer.json` (or `vocab.txt`) and
+    `model.safetensors`.
 
     Safe to call from several threads.
 
@@ -68,9 +70,7 @@ class BertEncoder:
         (1, 384)
     """
 
-    def __init__(
-        self, model: Bert, tokenizer: Tokenizer, fingerprint: str, settings: _Settings, threads: int
-    ) -> None:
+    def __init__(self, model: Bert, tokenizer: Tokenizer, fingerprint: str, settings: _Settings, threads: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._settings = settings
@@ -86,7 +86,8 @@ class BertEncoder:
 
         Args:
             path: The folder.
-            threads: Batches worked on at the same time; default: the physical cores, at most 4. The matrix products
+            threads: Batches worked on at the same time; default: the physical cores, at most 4. The matrix
+                products
                 use the threads of NumPy's BLAS in any case (`OPENBLAS_NUM_THREADS` and its like set those).
 
         Raises:
@@ -101,9 +102,7 @@ class BertEncoder:
         settings = _Settings(folder, config)
         tokenizer = _load_tokenizer(folder, settings.max_tokens)
         if tokenizer.get_vocab_size(with_added_tokens=True) > config.vocab_size:
-            raise ModelError(
-                f"the tokenizer of {folder} knows more tokens than its model ({config.vocab_size})"
-            )
+            raise ModelError(f"the tokenizer of {folder} knows more tokens than its model ({config.vocab_size})")
         tensors = open_tensors(weights)
         fingerprint = _fingerprint(weights, read_header(weights), config, settings, tokenizer)
         if threads is None:
@@ -142,8 +141,8 @@ class BertEncoder:
 
         Returns:
             Vectors float32 [total, dim], each of length one; offsets int64 [n + 1], text i owning rows
-            `offsets[i]:offsets[i + 1]`; attention float32 [total], what each token receives in the last layer (mean over
-            heads and attending tokens), summing to one in each text.
+            `offsets[i]:offsets[i + 1]`; attention float32 [total], what each token receives in the last layer
+            (mean over heads and attending tokens), summing to one in each text.
 
         Raises:
             UsageError: An item is not a string.
@@ -178,9 +177,7 @@ class BertEncoder:
             tokens = self._tokenise(texts[first : first + _WINDOW_TEXTS], prompt)
             window = vectors[first : first + _WINDOW_TEXTS]
 
-            def run(
-                chosen: np.ndarray, tokens: list[list[int]] = tokens, window: np.ndarray = window
-            ) -> None:
+            def run(chosen: np.ndarray, tokens: list[list[int]] = tokens, window: np.ndarray = window) -> None:
                 check_cancelled(progress)
                 ids = _flat(tokens, chosen)
                 lengths = np.array([len(tokens[text]) for text in chosen], np.int64)
@@ -245,9 +242,7 @@ class _Settings:
         modes = {key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True}
         self.first_token_only = modes == {"pooling_mode_cls_token"}
         if not self.first_token_only and modes - {"pooling_mode_mean_tokens"}:
-            raise ModelError(
-                f"{folder / '1_Pooling/config.json'}: this pooling is not supported: {sorted(modes)}"
-            )
+            raise ModelError(f"{folder / '1_Pooling/config.json'}: this pooling is not supported: {sorted(modes)}")
         prompts = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
         self.query_prompt = str(prompts.get("query") or "")
         self.passage_prompt = str(prompts.get("passage") or prompts.get("document") or "")
@@ -294,9 +289,7 @@ def _flat(tokens: list[list[int]], chosen: np.ndarray) -> np.ndarray:
 def _to_unit_length(vectors: np.ndarray) -> None:
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     if not np.isfinite(lengths).all():
-        raise ModelError(
-            "the encoder's weights give values that are not numbers", hint="pull or copy the model again"
-        )
+        raise ModelError("the encoder's weights give values that are not numbers", hint="pull or copy the model again")
     vectors /= np.maximum(lengths, np.float32(1e-12))[:, None]
 
 
@@ -307,7 +300,7 @@ def _load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(ready))
         elif words.is_file():
             lower = _read_json(folder / "tokenizer_config.json").get("do_lower_case", True)
-            tokenizer = BertWordPieceTokenizer(str(words), lowercase=bool(lower))._tokenizer
+            tokenizer = _word_pieces(words, bool(lower))
         else:
             raise ModelError(f"no tokenizer.json or vocab.txt in {folder}")
     except ModelError:
@@ -317,9 +310,18 @@ def _load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     if len(tokenizer.encode("").ids) != 2:
-        raise ModelError(
-            f"the tokenizer of {folder} does not put one special token before and one after a text"
-        )
+        raise ModelError(f"the tokenizer of {folder} does not put one special token before and one after a text")
+    return tokenizer
+
+
+def _word_pieces(vocabulary: Path, lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece.from_file(str(vocabulary), unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    first, last = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    if first is None or last is None:
+        raise ModelError(f"{vocabulary} has no [CLS] and [SEP]")
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", last), ("[CLS]", first))
     return tokenizer
 
 
@@ -345,7 +347,8 @@ def _fingerprint(
 ) -> str:
     """Hash of everything a vector depends on; of each tensor, three pages stand for the whole.
 
-    Training changes all of a tensor, so its first, middle and last page tell versions apart without reading the file.
+    Training changes all of a tensor, so its first, middle and last page tell versions apart without reading
+    the file.
     """
     digest = hashlib.sha256(f"{config}{settings}{header}".encode())
     digest.update(tokenizer.to_str().encode())
