@@ -1,9 +1,9 @@
 """BERT, forward only, in NumPy: tokens in, hidden states out.
 
-Sequences of one batch lie one behind the other with no padding ("packed"), so each linear layer is a single matrix
-product over all tokens. Attention is the only place where tokens of one sequence meet; there, neighbours of equal
-length are treated together. Whatever is not a matrix product runs in place over blocks that fit the cache, because
-passes over memory, not arithmetic, are what costs.
+Sequences of one batch lie one behind the other with no padding ("packed"), so each linear layer is a single
+matrix product over all tokens. Attention is the only place where tokens of one sequence meet; there,
+neighbours of equal length are treated together. Whatever is not a matrix product runs in place over blocks
+that fit the cache, because passes over memory, not arithmetic, are what costs.
 """
 
 from __future__ import annotations
@@ -16,18 +16,32 @@ import numpy as np
 
 from windlass.core.errors import ModelError
 
+_SIZES = {
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "positions": "max_position_embeddings",
+}
 _NORM_ROWS = 128
 _GELU_ELEMENTS = 32_768
 _SCORE_ELEMENTS = 98_304
 # exp() of a float32 neither overflows nor vanishes inside these bounds, also after a sum over a sequence.
 _SAFE_EXPONENT = 80.0
 
-# Normal tail: erfc(t / sqrt 2) = 1 / (1 + c1 t + ... + c5 t^5)^32 for t >= 0, coefficients fitted so that t/2 times the
-# error is at most 1.5e-7 over all t. Each is scaled by 2^(1/32): the power then is twice as large, which is the 1/2 of
-# gelu(x) = x/2 (1 + erf(x / sqrt 2)).
+# Normal tail: erfc(t / sqrt 2) = 1 / (1 + c1 t + ... + c5 t^5)^32 for t >= 0, coefficients fitted so that t/2
+# times the error is at most 1.5e-7 over all t. Each is scaled by 2^(1/32): the power then is twice as large,
+# which is the 1/2 of gelu(x) = x/2 (1 + erf(x / sqrt 2)).
 _TAIL = np.array(
-    [1.986556077097581e-05, -8.002947616673385e-05, 1.390520582077196e-03, 1.0258348587492961e-02]
-    + [2.4933496220367293e-02, 1.0]
+    [
+        1.986556077097581e-05,
+        -8.002947616673385e-05,
+        1.390520582077196e-03,
+        1.0258348587492961e-02,
+        2.4933496220367293e-02,
+        1.0,
+    ]
 ) * 2.0 ** (1 / 32)
 _TAIL_COEFFICIENTS = tuple(np.float32(value) for value in _TAIL)
 
@@ -60,21 +74,22 @@ class BertConfig:
         for field, wanted in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if fields.get(field, wanted) != wanted:
                 raise ModelError(f"{place}: {field} {fields[field]!r} is not supported, only {wanted!r}")
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-        sizes = []
-        for field in (*names, "max_position_embeddings"):
-            value = fields.get(field)
+        sizes = {}
+        for field, name in _SIZES.items():
+            value = fields.get(name)
             if type(value) is not int or not 0 < value < 2**31:
-                raise ModelError(f"{place}: {field} is {value!r}, not a positive whole number")
-            sizes.append(value)
-        if sizes[0] % sizes[2]:
-            raise ModelError(f"{place}: hidden_size {sizes[0]} is no multiple of num_attention_heads {sizes[2]}")
-        return cls(*sizes, norm_eps=float(fields.get("layer_norm_eps", 1e-12)))
+                raise ModelError(f"{place}: {name} is {value!r}, not a positive whole number")
+            sizes[field] = value
+        if sizes["hidden_size"] % sizes["heads"]:
+            raise ModelError(
+                f"{place}: hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads {sizes['heads']}"
+            )
+        return cls(norm_eps=float(fields.get("layer_norm_eps", 1e-12)), **sizes)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One block's weights as [in, out] matrices. Biases that have no effect of their own are folded away (see `_layer`)."""
+    """One block's weights as [in, out] matrices. What can be folded away is (see `_layer`)."""
 
     qkv: np.ndarray
     query_bias: np.ndarray
@@ -89,7 +104,8 @@ class _Layer:
 
 
 class Scratch:
-    """The working memory of one forward pass at a time: arrays for up to `tokens` tokens, reused from batch to batch.
+    """The working memory of one forward pass at a time: arrays for up to `tokens` tokens, reused from batch
+    to batch.
 
     Fresh large arrays cost a page fault every 4 KiB, which at these sizes is a good part of the run time.
     """
@@ -113,7 +129,8 @@ class Bert:
     """The network. Stateless between calls; safe to use from several threads with one `Scratch` each."""
 
     def __init__(self, config: BertConfig, tensors: Mapping[str, np.ndarray], place: str) -> None:
-        """Take the weights from `tensors` (names as in the reference implementation, with or without `bert.`).
+        """Take the weights from `tensors` (names as in the reference implementation, with or without
+        `bert.`).
 
         Raises:
             ModelError: A tensor is missing or of the wrong shape; `place` names the file.
@@ -137,8 +154,9 @@ class Bert:
             ids: int64 [total], token numbers below `vocab_size`, sequence after sequence.
             lengths: int64 [n], tokens of each sequence, each between 1 and `positions`; their sum is `total`.
             scratch: Working memory for at least `total` tokens.
-            attention: float32 [total] to fill with the attention each token receives in the last layer (mean over
-                heads and attending tokens, the first and last token of a sequence left out on both sides), or None.
+            attention: float32 [total] to fill with the attention each token receives in the last layer (mean
+                over heads and attending tokens, the first and last token of a sequence left out on both
+                sides), or None.
 
         Returns:
             float32 [total, hidden_size], a view into `scratch`, valid until its next use.
@@ -221,8 +239,9 @@ class _Taker:
 def _layer(take: _Taker, name: str, config: BertConfig) -> _Layer:
     """Three things are done once here instead of for each token.
 
-    The 1/sqrt(head size) of the scores goes into the queries. The key bias adds the same to all scores of a row, which
-    softmax ignores. The value bias passes through attention unchanged (weights sum to one), so it joins the output bias.
+    The 1/sqrt(head size) of the scores goes into the queries. The key bias adds the same to all scores of a
+    row, which softmax ignores. The value bias passes through attention unchanged (weights sum to one), so it
+    joins the output bias.
     """
     size, inner = config.hidden_size, config.intermediate_size
     query, query_bias = take.linear(f"{name}.attention.self.query", size, size)
@@ -311,8 +330,8 @@ def _add_and_normalise(
 def _bias_gelu(rows: np.ndarray, bias: np.ndarray, scratch: Scratch) -> None:
     """rows = gelu(rows + bias), in place; the exact (erf) form, off by at most 2e-6 in float32.
 
-    gelu(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, and the tail is one over a polynomial to the 32nd power: five
-    squarings and a division, no call of exp.
+    gelu(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, and the tail is one over a polynomial to the 32nd power:
+    five squarings and a division, no call of exp.
     """
     step = max(1, _GELU_ELEMENTS // rows.shape[1])
     with np.errstate(over="ignore"):  # a far tail: the power is infinite, the quotient zero, as it should be

@@ -1,8 +1,8 @@
 """Text to vectors: the `Encoder` protocol that the whole stack takes as an argument, and the built-in one.
 
-`BertEncoder` reads any sentence-transformers folder of the BERT family (all-MiniLM-L6-v2 is the default model) and
-needs NumPy and `tokenizers` only. A text's vector is the mean of its token states (or the first one, where the folder
-says so), scaled to length one, so that a dot product is a cosine.
+`BertEncoder` reads any sentence-transformers folder of the BERT family (all-MiniLM-L6-v2 is the default
+model) and needs NumPy and `tokenizers` only. A text's vector is the mean of its token states (or the first
+one, where the folder says so), scaled to length one, so that a dot product is a cosine.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import psutil
-from tokenizers import Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
 
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
@@ -28,7 +28,8 @@ from windlass.models.safetensors_file import TensorEntry, open_tensors, read_hea
 
 _BATCH_TOKENS = 1024
 _WINDOW_TEXTS = 2048
-# A model reads a few hundred tokens; what lies far behind them is cut before the tokenizer spends minutes on it.
+# A model reads a few hundred tokens; what lies far behind them is cut before the tokenizer spends minutes on
+# it.
 _MAX_CHARACTERS = 100_000
 _DEFAULT_MAX_TOKENS = 256
 
@@ -59,7 +60,8 @@ class Encoder(Protocol):
 
 
 class BertEncoder:
-    """An `Encoder` from a folder with `config.json`, `tokenizer.json` (or `vocab.txt`) and `model.safetensors`.
+    """An `Encoder` from a folder with `config.json`, `tokenizer.json` (or `vocab.txt`) and
+    `model.safetensors`.
 
     Safe to call from several threads.
 
@@ -85,8 +87,9 @@ class BertEncoder:
 
         Args:
             path: The folder.
-            threads: Batches worked on at the same time; default: the physical cores, at most 4. Each matrix product
-                uses one thread.
+            threads: Batches worked on at the same time; default: the physical cores, at most 4. The matrix
+                products
+                use the threads of NumPy's BLAS in any case (`OPENBLAS_NUM_THREADS` and its like set those).
 
         Raises:
             ModelError: A file is missing, damaged, or describes a model of another kind.
@@ -139,8 +142,8 @@ class BertEncoder:
 
         Returns:
             Vectors float32 [total, dim], each of length one; offsets int64 [n + 1], text i owning rows
-            `offsets[i]:offsets[i + 1]`; attention float32 [total], what each token receives in the last layer (mean over
-            heads and attending tokens), summing to one in each text.
+            `offsets[i]:offsets[i + 1]`; attention float32 [total], what each token receives in the last layer
+            (mean over heads and attending tokens), summing to one in each text.
 
         Raises:
             UsageError: An item is not a string.
@@ -299,7 +302,7 @@ def _load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(ready))
         elif words.is_file():
             lower = _read_json(folder / "tokenizer_config.json").get("do_lower_case", True)
-            tokenizer = BertWordPieceTokenizer(str(words), lowercase=bool(lower))._tokenizer
+            tokenizer = _word_pieces(words, bool(lower))
         else:
             raise ModelError(f"no tokenizer.json or vocab.txt in {folder}")
     except ModelError:
@@ -310,6 +313,17 @@ def _load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
     tokenizer.enable_truncation(max_tokens)
     if len(tokenizer.encode("").ids) != 2:
         raise ModelError(f"the tokenizer of {folder} does not put one special token before and one after a text")
+    return tokenizer
+
+
+def _word_pieces(vocabulary: Path, lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece.from_file(str(vocabulary), unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    first, last = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    if first is None or last is None:
+        raise ModelError(f"{vocabulary} has no [CLS] and [SEP]")
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", last), ("[CLS]", first))
     return tokenizer
 
 
@@ -335,7 +349,8 @@ def _fingerprint(
 ) -> str:
     """Hash of everything a vector depends on; of each tensor, three pages stand for the whole.
 
-    Training changes all of a tensor, so its first, middle and last page tell versions apart without reading the file.
+    Training changes all of a tensor, so its first, middle and last page tell versions apart without reading
+    the file.
     """
     digest = hashlib.sha256(f"{config}{settings}{header}".encode())
     digest.update(tokenizer.to_str().encode())

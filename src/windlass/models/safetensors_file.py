@@ -1,7 +1,9 @@
-"""A safetensors file as memory-mapped arrays: nothing is read before it is used, nothing is trusted before it is checked.
+"""A safetensors file as memory-mapped arrays: nothing is read before it is used, nothing is trusted before it
+is checked.
 
-The header is a JSON object in front of the data. Every claim in it (length, types, shapes, offsets) is held against the
-size of the file before an array is made, so a truncated or lying file is an error here and not a crash later.
+The header is a JSON object in front of the data. Every claim in it (length, types, shapes, offsets) is held
+against the size of the file before an array is made, so a truncated or lying file is an error here and not a
+crash later.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -115,7 +118,7 @@ def _entry(path: Path, name: str, field: object, base: int, size: int) -> Tensor
     return TensorEntry(field["dtype"], tuple(shape), start, stop)
 
 
-def _naturals(value: object) -> bool:
+def _naturals(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 

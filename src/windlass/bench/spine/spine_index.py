@@ -75,7 +75,7 @@ def make_folder(folder: Path, files: int, seed: int) -> int:
 def plain_loop(folder: Path) -> int:
     """Read, window and index every file in memory; returns the number of windows."""
     import bm25s
-    from selectolax.parser import HTMLParser
+    from selectolax.lexbor import LexborHTMLParser as HTMLParser
 
     windows: list[str] = []
     for path in sorted(folder.rglob("*.*")):
