@@ -79,20 +79,23 @@ def _print(report: BenchReport) -> None:
     from windlass.bench.report import figure, verdict
 
     size = "quick" if report.quick else "full"
-    table = Table(box=box.SIMPLE, pad_edge=False, title_justify="left")
-    table.title = f"{report.system}: {report.workload} ({report.mode}, {size}, {report.seconds:.1f} s)"
-    for name in ("figure", "ours", "peer", "ratio", "target", "met", "note"):
-        table.add_column(name, justify="right" if name in ("ours", "ratio") else "left")
+    print(f"{report.system}: {report.workload} ({report.mode}, {size}, {report.seconds:.1f} s)")
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in ("figure", "ours", "peer", "ratio", "target", "met"):
+        table.add_column(name, justify="right" if name in ("ours", "peer", "ratio") else "left")
     styles = {True: "green", False: "bold red", None: "dim"}
     for item in report.metrics:
-        peer = f"{figure(item.peer)} {item.peer_name}" if item.peer is not None else "-"
         table.add_row(
             item.name,
             f"{figure(item.ours)} {item.unit}".strip(),
-            peer,
+            figure(item.peer),
             figure(item.ratio),
             item.target or "-",
             Text(verdict(item.ok), style=styles[item.ok]),
-            item.note,
         )
     stdout().print(table, soft_wrap=False)
+    for item in report.metrics:
+        against = f"against {item.peer_name}" if item.peer is not None else ""
+        remarks = "; ".join(part for part in (against, item.note) if part)
+        if remarks:
+            print(f"  {item.name}: {remarks}")
