@@ -67,21 +67,23 @@ class _Walk:
         self._pre = 0
 
     def over(self, root: Any) -> None:
-        node = root
-        while node is not None:
-            child = node.child if self._enter(node) else None
+        # Nodes are compared by their serialised subtrees; depth tells when we are back, and costs nothing.
+        node, depth = root, 0
+        while True:
+            wanted = self._enter(node)
+            child = node.child if wanted else None
             if child is not None:
-                node = child
+                node, depth = child, depth + 1
                 continue
-            self._leave(node)
-            while node is not None and node.next is None:
-                node = node.parent
-                if node is None or node == root:
-                    self._flush()
-                    return
+            if wanted:
                 self._leave(node)
-            node = node.next if node is not None else None
-        self._flush()
+            while depth and node.next is None:
+                node, depth = node.parent, depth - 1
+                self._leave(node)
+            if not depth:
+                self._flush()
+                return
+            node = node.next
 
     def _enter(self, node: Any) -> bool:
         """Look at a node on the way down; true when its children are wanted."""

@@ -1,0 +1,170 @@
+"""CSV and TSV: the decoded file is the text, and every run of rows is a span of it, to the character.
+
+The rows are parsed by Python's `csv` over lines whose offsets we keep; no other parser tells where a row
+stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from windlass.lake.document import Block, Document
+from windlass.lake.readers.composing import blocks_of
+from windlass.lake.readers.encoding import Decoded
+from windlass.lake.readers.source import TEXT_BYTES, Source
+from windlass.lake.readers.tables import MOST_COLUMNS, TableBuilder, column_names, first_is_header
+from windlass.lake.readers.text import read_text
+
+_DELIMITERS = (",", ";", "\t", "|")
+_LINE = re.compile(r"[^\r\n]*+(?:\r\n|\n|\r)|[^\r\n]++")
+_SAMPLE_CHARACTERS = 64 << 10
+_SAMPLE_ROWS = 100
+_PREAMBLE_ROWS = 20
+_RECOVERIES = 20
+
+# One cell may be as large as a file; the module's own limit is 128 KB.
+csv.field_size_limit(4 * TEXT_BYTES)
+
+
+def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
+    """One table. Ragged rows, quoted line ends, lines before the header, unclosed quotes are tolerated."""
+    text = decoded.text
+    delimiter = find_delimiter(text[:_SAMPLE_CHARACTERS], kind)
+    rows = _Rows(text, delimiter)
+    sample = rows.take(_SAMPLE_ROWS)
+    if not sample or max(len(row) for row, _, _ in sample) > MOST_COLUMNS:
+        document = read_text(source, decoded)
+        odd = (f"more than {MOST_COLUMNS:,} columns; read as text",) if sample else ()
+        return replace(document, kind=kind, warnings=(*document.warnings, *odd))
+    preamble = _preamble_length([row for row, _, _ in sample])
+    sample = sample[preamble:]
+    header = sample[0][0] if first_is_header([row for row, _, _ in sample]) else []
+    width = len(header) or _usual_width([row for row, _, _ in sample])
+    builder = TableBuilder(source.stem, column_names(header, width))
+    empty = 0
+    for row, start, end in rows.all_from(preamble + (1 if header else 0)):
+        if any(row):
+            builder.add(row, start, end)
+        else:
+            empty += 1
+    warnings = [*rows.warnings]
+    if empty:
+        warnings.append(f"{empty:,} rows without any content were left out")
+    table_start = sample[0][1]
+    table = builder.finish(table_start, max(rows.end, sample[0][2]), warnings)
+    blocks: list[Block] = [*blocks_of(text, "paragraph", 0, table_start), *builder.blocks()]
+    return Document(
+        kind=kind,
+        text=text,
+        title=source.stem,
+        blocks=tuple(blocks),
+        tables=(table,),
+        encoding=decoded.encoding,
+        warnings=decoded.warnings,
+    )
+
+
+def find_delimiter(sample: str, kind: str) -> str:
+    """The character that cuts the most lines of a sample into the same number of fields, more than one.
+
+    Example:
+        >>> find_delimiter("a;b\\n1,5;2\\n3,5;4\\n", "csv")
+        ';'
+    """
+    if kind == "tsv" and "\t" in sample:
+        return "\t"
+    lines = [match.group() for match in _LINE.finditer(sample)][:_SAMPLE_ROWS]
+    if len(lines) > 1 and len(sample) >= _SAMPLE_CHARACTERS:
+        lines.pop()  # cut in the middle
+    best, best_score = ",", 0.0
+    for delimiter in _DELIMITERS:
+        widths = Counter(len(row) for row in csv.reader(lines, delimiter=delimiter) if row)
+        width, times = max(widths.items(), key=lambda pair: (pair[1], pair[0]), default=(1, 0))
+        score = times / widths.total() if width > 1 else 0.0
+        if score > best_score:
+            best, best_score = delimiter, score
+    return best
+
+
+class _Rows:
+    """The rows of a text with their spans, line ends excluded; lines that are blank are no rows."""
+
+    def __init__(self, text: str, delimiter: str) -> None:
+        self._text = text
+        self._delimiter = delimiter
+        self._line_end = 0
+        self.end = 0
+        self.warnings: list[str] = []
+
+    def take(self, most: int) -> list[tuple[list[str], int, int]]:
+        rows = []
+        for row in self.all_from(0):
+            rows.append(row)
+            if len(rows) == most:
+                break
+        self.warnings.clear()
+        return rows
+
+    def all_from(self, first: int) -> Iterator[tuple[list[str], int, int]]:
+        """Rows from number `first` on; `end` is where the last one that was yielded ends."""
+        text, position, number, recoveries = self._text, 0, 0, 0
+        while position < len(text):
+            quoted = recoveries < _RECOVERIES
+            start = position
+            for row in self._reader(position, quoted):
+                end = self._line_end
+                if end == len(text) and quoted and self._runs_away(start):
+                    # Take the line that opened the quote as it stands, and go on after it.
+                    end = self._first_line_end(start)
+                    row = text[start:end].rstrip("\r\n").split(self._delimiter)
+                    recoveries += 1
+                    self.warnings.append(f"row {number + 1:,} has a quote that is never closed")
+                if row:
+                    number += 1
+                    if number > first:
+                        last = end
+                        while last > start and text[last - 1] in "\r\n":
+                            last -= 1
+                        self.end = last
+                        yield row, start, last
+                start = end
+                if end < self._line_end:
+                    break
+            position = start
+
+    def _reader(self, position: int, quoted: bool) -> Iterator[list[str]]:
+        if quoted:
+            return csv.reader(self._lines(position), delimiter=self._delimiter)
+        return csv.reader(self._lines(position), delimiter=self._delimiter, quoting=csv.QUOTE_NONE)
+
+    def _lines(self, position: int) -> Iterator[str]:
+        for match in _LINE.finditer(self._text, position):
+            self._line_end = match.end()
+            yield match.group()
+
+    def _runs_away(self, start: int) -> bool:
+        several_lines = self._first_line_end(start) < len(self._text)
+        return several_lines and self._text.count('"', start) % 2 == 1
+
+    def _first_line_end(self, start: int) -> int:
+        found = _LINE.match(self._text, start)
+        return found.end() if found else len(self._text)
+
+
+def _usual_width(rows: list[list[str]]) -> int:
+    widths = Counter(len(row) for row in rows)
+    return max(widths.items(), key=lambda pair: (pair[1], pair[0]))[0]
+
+
+def _preamble_length(rows: list[list[str]]) -> int:
+    """How many lines before the table are a title or a remark: one filled cell where rows have three."""
+    if _usual_width(rows) < 3:
+        return 0
+    length = 0
+    while length < min(_PREAMBLE_ROWS, len(rows) - 1) and sum(map(bool, rows[length])) <= 1:
+        length += 1
+    return length
