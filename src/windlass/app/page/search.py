@@ -1,0 +1,41 @@
+"""Search: a line for the query, then the passages with their place and the rank that each list gave them."""
+
+from __future__ import annotations
+
+import time
+
+from markupsafe import Markup
+
+from windlass.app.page.templates import render
+from windlass.app.search_api import LONGEST_QUESTION
+from windlass.app.services import Services
+from windlass.core.errors import WindlassError
+
+MODES = ("hybrid", "lexical", "dense")
+_SHOWN = 12
+
+
+def form(query: str, mode: str) -> Markup:
+    """The query line."""
+    return render("search_form", query=query, mode=mode, longest=LONGEST_QUESTION)
+
+
+async def results(services: Services, query: str, mode: str) -> Markup:
+    """What was found for `query`; a problem is shown in its place."""
+    query = query.strip()[:LONGEST_QUESTION]
+    mode = mode if mode in MODES else "hybrid"
+    hits, error, started = None, "", time.perf_counter()
+    if query:
+        try:
+            hits = await services.call(services.pipeline.search, query, _SHOWN, mode=mode)
+        except WindlassError as problem:
+            error = str(problem)
+    return render(
+        "results",
+        hits=hits,
+        error=error,
+        query=query,
+        mode=mode,
+        seconds=time.perf_counter() - started,
+        notices=services.pipeline.notices,
+    )
