@@ -74,7 +74,7 @@ def test_up_as_json_is_one_object_on_standard_output(folder: Path, windlass: Cal
     assert card["files"] == 5 and card["run"]["files_read"] == 3
     assert [entry[1] for entry in card["failed"]] == ["broken"]
     again = json.loads(windlass("up", folder, "--no-web", "--json").out)
-    assert again["run"]["delta"]["unchanged"] == 5 and again["run"]["files_read"] == 0
+    assert again["run"]["delta"]["total"] == 5 and again["run"]["files_read"] == 0
 
 
 def test_search_and_ask_lift_a_new_folder_first(folder: Path, windlass: Callable[..., Result]) -> None:
