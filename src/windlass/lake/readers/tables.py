@@ -109,10 +109,25 @@ class TableBuilder:
         if self.rows <= INDEXED_ROWS:
             self._add_to_run(row, extra, start, end)
 
-    def finish(self, start: int, end: int, warnings: Sequence[str] = ()) -> Table:
-        """The table, which spans `[start, end)` of the document. The builder is of no use after it."""
+    def finish(
+        self,
+        start: int,
+        end: int,
+        warnings: Sequence[str] = (),
+        *,
+        columns: tuple[Column, ...] | None = None,
+        rows: int | None = None,
+    ) -> Table:
+        """The table, which spans `[start, end)` of the document. The builder is of no use after it.
+
+        A reader that was given only the first rows of a longer table, and profiled all of it by its own
+        means, hands in what it knows: `columns` and `rows`.
+        """
         self._close_run()
-        self._store_batch()
+        if columns is None:
+            self._store_batch()
+            columns = self._columns()
+        self.rows = self.rows if rows is None else rows
         notes, width = [*warnings], len(self._names)
         if self.ragged:
             notes.append(f"{self.ragged:,} of {self.rows:,} rows do not have {width:,} fields")
@@ -126,7 +141,7 @@ class TableBuilder:
             notes.append(
                 f"search sees the first {ROW_CHARACTERS:,} characters of {self._shortened:,} long rows"
             )
-        return Table(self._name, self.rows, self._columns(), start, end, tuple(self._runs), tuple(notes))
+        return Table(self._name, self.rows, columns, start, end, tuple(self._runs), tuple(notes))
 
     def blocks(self) -> list[Block]:
         """One `rows` block for each run; call after `finish`."""

@@ -1,0 +1,126 @@
+"""XLSX: one table a sheet, rendered as tab-separated lines; formulas show the values they had when saved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, time, timedelta
+from typing import Any
+
+from windlass.lake.document import Document
+from windlass.lake.readers.composing import Composer
+from windlass.lake.readers.package import Package
+from windlass.lake.readers.source import Source
+from windlass.lake.readers.tables import (
+    INDEXED_ROWS,
+    MOST_COLUMNS,
+    TableBuilder,
+    column_names,
+    first_is_header,
+)
+
+_SAMPLE_ROWS = 100
+_TITLE_ROWS = 20
+
+
+def read_workbook(source: Source) -> Document:
+    """Sheets in order. Charts, macros, hidden names and links to other files are not looked at."""
+    Package(source).check_all()
+    import openpyxl
+
+    source.file.seek(0)
+    composer = Composer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about styles and extensions that do not concern the values
+        workbook = openpyxl.load_workbook(source.file, read_only=True, data_only=True, keep_links=False)
+        for sheet in workbook.worksheets:
+            sheet.reset_dimensions()  # a declared size of a million rows costs a million empty tuples
+            _add_sheet(sheet.title, _rows(sheet), composer)
+    return composer.document("xlsx", title=source.stem)
+
+
+def _rows(sheet: Any) -> Iterator[list[str]]:
+    """Rows as text without the empty cells at their ends; rows without any content are left out."""
+    for cells in sheet.iter_rows(values_only=True):
+        row = [_cell(value) for value in cells[:MOST_COLUMNS]]
+        while row and not row[-1]:
+            row.pop()
+        if row:
+            yield row
+
+
+def _add_sheet(name: str, rows: Iterator[list[str]], composer: Composer) -> None:
+    sample = [row for row, _ in zip(rows, range(_SAMPLE_ROWS), strict=False)]
+    if not sample:
+        return
+    composer.add("heading", name, level=1)
+    titles = _title_rows(sample)
+    for row in sample[:titles]:
+        composer.add("paragraph", "\t".join(row))
+    sample = sample[titles:]
+    has_header = first_is_header(sample)
+    width = max(len(row) for row in sample)
+    names = column_names(sample[0] if has_header else [], width)
+    builder = TableBuilder(name, names)
+    lines = _Lines(composer)
+    start = composer.length
+    if has_header:
+        start, _ = lines.add(sample[0])
+    for index, row in enumerate(_chained(sample[1:] if has_header else sample, rows)):
+        span = lines.add(row) if index < INDEXED_ROWS else (0, 0)
+        if index == 0 and not has_header:
+            start = span[0]
+        padded = row if len(row) >= width else [*row, *[""] * (width - len(row))]
+        builder.add(padded, *span)
+    table = builder.finish(start, composer.length)
+    composer.tables.append(table)
+    composer.blocks.extend(builder.blocks())
+
+
+class _Lines:
+    """Appends the lines of one table to the text: the first after a blank line, the others below it."""
+
+    def __init__(self, composer: Composer) -> None:
+        self._composer = composer
+        self._first = True
+
+    def add(self, row: Sequence[str]) -> tuple[int, int]:
+        line = "\t".join(" ".join(cell.split()) if ("\n" in cell or "\t" in cell) else cell for cell in row)
+        start = self._composer.add_text(line, "\n\n" if self._first else "\n")
+        self._first = False
+        return start, start + len(line)
+
+
+def _chained(first: Sequence[list[str]], rest: Iterator[list[str]]) -> Iterator[list[str]]:
+    yield from first
+    yield from rest
+
+
+def _title_rows(rows: Sequence[Sequence[str]]) -> int:
+    """Rows above the table that hold one cell where most rows hold three or more."""
+    filled = sorted(sum(map(bool, row)) for row in rows)
+    if filled[len(filled) // 2] < 3:
+        return 0
+    count = 0
+    while count < min(_TITLE_ROWS, len(rows) - 1) and sum(map(bool, rows[count])) <= 1:
+        count += 1
+    return count
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, datetime):
+        midnight = not (value.hour or value.minute or value.second or value.microsecond)
+        return value.date().isoformat() if midnight else value.isoformat(" ", "seconds")
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return str(value)
+    return str(value)
