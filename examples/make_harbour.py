@@ -31,6 +31,7 @@ def main() -> None:
     tables = make_tables()
     write_tables(out / "harbour", tables)
     write_documents(out / "harbour")
+    write_copies(out / "harbour")
     write_truth(out / "harbour_truth", tables)
 
 
@@ -60,7 +61,7 @@ def make_tables() -> dict[str, list[Row]]:
     tables["staff"] = premises.make_staff(Random(SEED + 13), pilots)
     service = premises.load_tide_service(HERE / "harbour")
     tables["tides"] = premises.make_tides(service, 2024)
-    tables["gauge"] = premises.make_gauge_log(Random(SEED + 14), service.height)
+    tables["gauge"] = premises.make_gauge_log(Random(SEED + 14), service["height"])
     return tables
 
 
@@ -123,8 +124,26 @@ def write_documents(harbour: Path) -> None:
         write_document(source, harbour / source.relative_to(sources).with_suffix(""))
 
 
+# Copies that people left behind: the copy, and the file it is a copy of.
+_LOCK, _REPORT = "Old Basin lock operating instructions", "INC-2024-031 Maren Kirstine.docx"
+COPIES = {
+    "Archive/tariff_2024 FINAL (2).csv": "Tariffs/tariff_2024.csv",
+    "Archive/Copy of Berth N2.md": "Operations/Berth cards/Berth N2.md",
+    f"Archive/{_LOCK} (1).txt": f"Operations/Lock/{_LOCK}.txt",
+    f"Finance/Mail/attachments/{_REPORT}": f"Safety/Reports/{_REPORT}",
+}
+
+
+def write_copies(harbour: Path) -> None:
+    """Exact copies under other names; hand-written originals are taken from the committed folder."""
+    for copy, original in COPIES.items():
+        source = harbour / original if (harbour / original).exists() else HERE / "harbour" / original
+        (harbour / copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, harbour / copy)
+
+
 def write_tariffs(harbour: Path) -> None:
-    """The tariff of 2024 as CSV (and once more under another name), that of 2025 as a workbook."""
+    """The tariff of 2024 as CSV, that of 2025 as a workbook."""
     lines_2024: list[Row] = [
         {
             "code": t.code,
@@ -137,7 +156,6 @@ def write_tariffs(harbour: Path) -> None:
         if t.rate_2024 is not None
     ]
     write_csv(harbour / "Tariffs/tariff_2024.csv", lines_2024)
-    shutil.copyfile(harbour / "Tariffs/tariff_2024.csv", harbour / "Archive/tariff_2024 FINAL (2).csv")
     sheet: list[list[object]] = [["code", "section", "description", "unit", "rate_eur"]]
     sheet += [[t.code, t.section, t.description, t.unit, t.rate_2025] for t in TARIFFS]
     rebates: list[list[object]] = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import runpy
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -17,16 +17,13 @@ Row = dict[str, object]
 TIDE_SERVICE = Path("IT", "tide_service", "tide_service.py")
 
 
-def load_tide_service(folder: Path) -> Any:
-    """The module that lies in the shared drive itself: the tide table is what that script prints."""
-    spec = importlib.util.spec_from_file_location("tide_service", folder / TIDE_SERVICE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_tide_service(folder: Path) -> dict[str, Any]:
+    """The names of the script that lies in the shared drive itself: the tide table is what it prints."""
+    # run_path leaves no __pycache__ in the lifted folder, which an import would
+    return runpy.run_path(str(folder / TIDE_SERVICE))
 
 
-def make_tides(service: Any, year: int) -> list[Row]:
+def make_tides(service: dict[str, Any], year: int) -> list[Row]:
     """High and low waters of a year."""
     return [
         {
@@ -35,7 +32,7 @@ def make_tides(service: Any, year: int) -> list[Row]:
             "event": event,
             "height_m": round(metres, 2),
         }
-        for moment, metres, event in service.turning_points(datetime(year, 1, 1), datetime(year + 1, 1, 1))
+        for moment, metres, event in service["turning_points"](datetime(year, 1, 1), datetime(year + 1, 1, 1))
     ]
 
 
