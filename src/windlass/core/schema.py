@@ -86,7 +86,21 @@ STEPS: tuple[str, ...] = (
         INSERT INTO lexical (lexical, rowid, heading, text) VALUES ('delete', old.id, old.heading, old.text);
     END;
 
-    -- Vectors by the text they stand for, so equal passages are embedded once and a moved file not at all.
+    -- A document goes with the last file that holds it, its passages with it, in the same transaction: at no moment
+    -- does a passage belong to nothing.
+    CREATE TRIGGER files_removed AFTER DELETE ON files WHEN old.document_id IS NOT NULL BEGIN
+        DELETE FROM documents WHERE id = old.document_id
+            AND NOT EXISTS (SELECT 1 FROM files WHERE document_id = old.document_id);
+    END;
+    CREATE TRIGGER files_changed AFTER UPDATE OF document_id ON files
+        WHEN old.document_id IS NOT NULL AND old.document_id IS NOT new.document_id
+    BEGIN
+        DELETE FROM documents WHERE id = old.document_id
+            AND NOT EXISTS (SELECT 1 FROM files WHERE document_id = old.document_id);
+    END;
+
+    -- Vectors by the text they stand for: equal passages are embedded once, a moved file not at all, and an edited
+    -- one where it changed. Those that no passage wants any more go after the files were read again.
     CREATE TABLE embeddings (
         encoder TEXT NOT NULL,
         text_hash BLOB NOT NULL,
@@ -94,9 +108,14 @@ STEPS: tuple[str, ...] = (
         PRIMARY KEY (encoder, text_hash)
     ) WITHOUT ROWID;
 
-    -- Counters that readers watch: `generation` grows with every change of the index.
+    -- `generation` grows with every change of the index; `unused_vectors` is there when there may be some.
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     INSERT INTO counters VALUES ('generation', 0);
+    CREATE TRIGGER vectors_unused AFTER DELETE ON chunks
+        WHEN old.text_hash IS NOT NULL AND NOT EXISTS (SELECT 1 FROM counters WHERE name = 'unused_vectors')
+    BEGIN
+        INSERT INTO counters VALUES ('unused_vectors', 1);
+    END;
     """,
 )
 

@@ -15,18 +15,22 @@ import hashlib
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from windlass.core.errors import ReadError
+from windlass.core.errors import Cancelled, NotFound, ReadError, UsageError
 from windlass.core.paths import to_os, to_text
 from windlass.core.progress import Progress, Silent, check_cancelled
-from windlass.core.workspace import STATE_FOLDER, Workspace
+from windlass.core.workspace import STATE_FOLDER, Workspace, mark_changed
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 IGNORE_FILE = ".windlassignore"
 DEFAULT_IGNORE: tuple[str, ...] = (
@@ -42,6 +46,7 @@ DEFAULT_IGNORE: tuple[str, ...] = (
 _RACY_NS = 2_000_000_000
 _HASH_BLOCK = 1 << 20
 _COMMIT_EVERY = 1_000
+_COMMIT_SECONDS = 1.0
 _READ_ATTEMPTS = 3
 
 
@@ -121,6 +126,8 @@ class Catalog:
 
         Raises:
             Cancelled: The person stopped it; what was committed stays.
+            NotFound: The folder itself is gone or cannot be listed; what is known about it stays.
+            UsageError: A line of `.windlassignore` is no pattern.
         """
         progress = progress or Silent()
         started_ns = time.time_ns()
@@ -141,8 +148,14 @@ class Catalog:
         progress.finish("scan")
         delta.total = delta.unchanged + len(to_hash)
         missing = {path: row for path, row in known.items() if path not in found}
-        self._hash_and_store(to_hash, missing, found, delta, started_ns, threads, progress)
-        self._remove([path for path in missing if path not in found], delta)
+        update = _Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns)
+        self._hash_and_store(to_hash, update, threads, progress)
+        gone = [path for path in missing if path not in found]
+        if gone:
+            delta.removed.extend(gone)
+            with self._workspace.transaction() as connection:
+                connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
+                mark_changed(connection)
         delta.duplicates = _duplicates(found.values())
         delta.sort()
         return delta
@@ -159,106 +172,132 @@ class Catalog:
     def _known(self) -> dict[str, _Stored]:
         with self._workspace.reading() as connection:
             rows = connection.execute(
-                "SELECT path, size, mtime_ns, ctime_ns, inode, content_hash, scanned_ns FROM files"
+                "SELECT path, size, mtime_ns, ctime_ns, inode, coalesce(content_hash, ''), scanned_ns, state = 'failed'"
+                " FROM files"
             )
-            return {
-                row[0]: _Stored(FileEntry(row[0], row[1], row[2], row[3], row[4], row[5] or ""), row[6]) for row in rows
-            }
+            return {row[0]: _Stored(FileEntry(*row[:6]), row[6], bool(row[7])) for row in rows}
 
-    def _hash_and_store(
-        self,
-        entries: list[FileEntry],
-        missing: dict[str, _Stored],
-        found: dict[str, FileEntry],
-        delta: ScanDelta,
-        started_ns: int,
-        threads: int,
-        progress: Progress,
-    ) -> None:
-        here = {entry.path for entry in entries}
-        gone_by_hash: dict[str, list[str]] = defaultdict(list)
-        for path in sorted(missing, reverse=True):
-            if path not in here and missing[path].entry.content_hash:
-                gone_by_hash[missing[path].entry.content_hash].append(path)
+    def _hash_and_store(self, entries: list[FileEntry], update: _Update, threads: int, progress: Progress) -> None:
+        folder = os.fsencode(self._workspace.folder)
+        stop = threading.Event()
+
+        def check() -> None:
+            check_cancelled(progress)
+            if stop.is_set():
+                raise Cancelled("stopped")
+
+        def hash_entry(entry: FileEntry) -> FileEntry | ReadError:
+            try:
+                return hash_file(folder + b"/" + to_os(entry.path), entry.path, check=check)
+            except ReadError as error:
+                return error
+
         progress.start("hash", len(entries), "files")
-        with ThreadPoolExecutor(threads) as pool:
-            for start in range(0, len(entries), _COMMIT_EVERY):
-                check_cancelled(progress)
-                batch = entries[start : start + _COMMIT_EVERY]
-                results = list(pool.map(self._hash, batch))
+        pool = ThreadPoolExecutor(threads)
+        try:
+            results = zip(entries, pool.map(hash_entry, entries), strict=True)
+            for batch in _batches(results, progress):
                 with self._workspace.transaction() as connection:
-                    for before, result in zip(batch, results, strict=True):
-                        progress.advance("hash", detail=before.path)
-                        self._store(connection, before, result, missing, gone_by_hash, found, delta, started_ns)
+                    for before, result in batch:
+                        update.store(connection, before, result)
+                    if update.pop_news():
+                        mark_changed(connection)
+        finally:
+            stop.set()  # a file of many gigabytes must not hold up Ctrl-C
+            pool.shutdown(cancel_futures=True)
         progress.finish("hash")
 
-    def _hash(self, entry: FileEntry) -> FileEntry | ReadError:
-        path = os.fsencode(self._workspace.folder) + b"/" + to_os(entry.path)
-        try:
-            return hash_file(path, entry.path)
-        except ReadError as error:
-            return error
 
-    def _store(
+def _batches(
+    results: Iterable[tuple[FileEntry, FileEntry | ReadError]], progress: Progress
+) -> Iterator[list[tuple[FileEntry, FileEntry | ReadError]]]:
+    """The results as they come, in lots worth a commit."""
+    batch: list[tuple[FileEntry, FileEntry | ReadError]] = []
+    began = time.monotonic()
+    for before, result in results:
+        progress.advance("hash", detail=before.path)
+        batch.append((before, result))
+        if len(batch) >= _COMMIT_EVERY or time.monotonic() - began > _COMMIT_SECONDS:
+            yield batch
+            batch, began = [], time.monotonic()
+    if batch:
+        yield batch
+
+
+class _Update:
+    """Compares what was hashed with what was known, and writes what follows: rows, and the delta."""
+
+    def __init__(
         self,
-        connection: sqlite3.Connection,
-        before: FileEntry,
-        result: FileEntry | ReadError,
-        missing: dict[str, _Stored],
-        gone_by_hash: dict[str, list[str]],
-        found: dict[str, FileEntry],
         delta: ScanDelta,
+        found: dict[str, FileEntry],
+        missing: dict[str, _Stored],
+        here: set[str],
         started_ns: int,
     ) -> None:
-        stored = missing.get(before.path)
+        self._delta = delta
+        self._found = found
+        self._missing = missing
+        self._started_ns = started_ns
+        self._news = False
+        self._gone_by_hash: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(missing.keys() - here, reverse=True):
+            if missing[path].entry.content_hash:
+                self._gone_by_hash[missing[path].entry.content_hash].append(path)
+
+    def pop_news(self) -> bool:
+        """True when anything that was stored since the last call changes what can be found."""
+        news, self._news = self._news, False
+        return news
+
+    def store(self, connection: sqlite3.Connection, before: FileEntry, result: FileEntry | ReadError) -> None:
         if isinstance(result, ReadError):
-            if result.reason == "gone":
-                delta.total -= 1
-                return
-            delta.unreadable.append((before.path, result.reason, result.what))
-            found[before.path] = before
-            # scanned_ns 0 makes the stat match untrusted: the file is tried again at every scan.
-            _write_row(connection, before, 0, state="failed", reason=result.reason, message=str(result))
+            self._store_failure(connection, before, result)
             return
+        delta, stored = self._delta, self._missing.get(result.path)
         delta.hashed += 1
-        found[result.path] = result
+        self._found[result.path] = result
         if stored is not None and stored.entry.content_hash == result.content_hash:
-            _touch_row(connection, result, started_ns)
-        elif stored is not None:
+            _touch_row(connection, result, self._started_ns)
+            return
+        self._news = True
+        if stored is not None:
             delta.changed.append(result.path)
-            _write_row(connection, result, started_ns, state="seen")
-        elif gone_by_hash.get(result.content_hash):
-            old = gone_by_hash[result.content_hash].pop()
+            _write_row(connection, result, self._started_ns, state="seen")
+        elif self._gone_by_hash.get(result.content_hash):
+            old = self._gone_by_hash[result.content_hash].pop()
             delta.renamed.append((old, result.path))
-            missing.pop(old)
-            _rename_row(connection, old, result, started_ns)
+            _rename_row(connection, self._missing.pop(old), result, self._started_ns)
         else:
             delta.added.append(result.path)
-            _write_row(connection, result, started_ns, state="seen")
+            _write_row(connection, result, self._started_ns, state="seen")
 
-    def _remove(self, paths: list[str], delta: ScanDelta) -> None:
-        delta.removed.extend(paths)
-        if not paths and not delta.changed and not delta.renamed:
+    def _store_failure(self, connection: sqlite3.Connection, before: FileEntry, error: ReadError) -> None:
+        if error.reason == "gone":
+            self._delta.total -= 1
             return
-        with self._workspace.transaction() as connection:
-            connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
-            drop_orphans(connection)
+        stored = self._missing.get(before.path)
+        self._news |= stored is None or bool(stored.entry.content_hash)
+        self._delta.unreadable.append((before.path, error.reason, error.what))
+        self._found[before.path] = before
+        # scanned_ns 0 makes the stat match untrusted: the file is tried again at every scan.
+        _write_row(connection, before, 0, state="failed", reason=error.reason, message=str(error))
 
 
 class _Stored(NamedTuple):
     entry: FileEntry
     scanned_ns: int
+    failed: bool
 
 
 def walk(folder: Path, *, ignore: Sequence[str], skipped: list[tuple[str, str]]) -> Iterator[FileEntry]:
-    """All regular files below `folder`, unhashed, in sorted order; what is passed over goes to `skipped`."""
-    import pathspec
+    """All regular files below `folder`, unhashed, in sorted order; what is passed over goes to `skipped`.
 
-    patterns = [*ignore, f"/{STATE_FOLDER}/"]
-    own = folder / IGNORE_FILE
-    if own.is_file() and not own.is_symlink():
-        patterns += own.read_text("utf-8", "replace").splitlines()
-    ignored = pathspec.GitIgnoreSpec.from_lines(patterns)
+    Raises:
+        NotFound: The folder itself cannot be listed: it is gone, and not empty.
+        UsageError: A line of `.windlassignore` is no pattern.
+    """
+    ignored = _ignored(folder, ignore)
     pending = [b""]
     root = os.fsencode(folder)
     while pending:
@@ -267,28 +306,44 @@ def walk(folder: Path, *, ignore: Sequence[str], skipped: list[tuple[str, str]])
             with os.scandir(root + b"/" + relative if relative else root) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
+            if not relative:
+                raise NotFound(
+                    f"{folder} cannot be listed any more: {error.strerror}", hint="what is indexed stays as it is"
+                ) from error
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                skipped.append((to_text(relative) or ".", f"folder cannot be read: {error.strerror}"))
+                skipped.append((to_text(relative), f"folder cannot be read: {error.strerror}"))
             continue
         folders = []
         for entry in entries:
             name = relative + b"/" + entry.name if relative else entry.name
             text = to_text(name)
-            if entry.is_symlink():
-                if not ignored.match_file(text):
-                    skipped.append((text, "symbolic link, not followed"))
-            elif entry.is_dir(follow_symlinks=False):
-                if not ignored.match_file(text + "/"):
+            try:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if ignored.match_file(text + "/" if is_folder else text):
+                    continue
+                if is_folder:
                     folders.append(name)
-            elif not ignored.match_file(text):
-                file = _stat_entry(entry, text, skipped)
-                if file is not None:
-                    yield file
+                    continue
+                record = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # vanished between the listing and now
+            except OSError as error:
+                skipped.append((text, f"cannot be looked at: {error.strerror}"))
+                continue
+            if stat.S_ISREG(record.st_mode):
+                yield FileEntry(text, record.st_size, record.st_mtime_ns, record.st_ctime_ns, record.st_ino, "")
+            else:
+                skipped.append((text, _why_skipped(record)))
         pending.extend(reversed(folders))
 
 
-def hash_file(path: bytes, name: str) -> FileEntry:
+def hash_file(path: bytes, name: str, *, check: Callable[[], None] = lambda: None) -> FileEntry:
     """Read one file and return its entry with the hash, as it stood when size and time held still.
+
+    Args:
+        path: Where it is.
+        name: What it is called in the entry and in messages.
+        check: Called between blocks; raises to give up.
 
     Raises:
         ReadError: Cannot be opened (`unreadable`), vanished (`gone`), or kept changing (`changing`).
@@ -306,7 +361,7 @@ def hash_file(path: bytes, name: str) -> FileEntry:
             if not stat.S_ISREG(before.st_mode):
                 raise ReadError(f"{name} vanished while scanning", reason="gone")
             try:
-                digest = _digest(file)
+                digest = _digest(file, check)
             except OSError as error:
                 raise ReadError(f"{name} cannot be read: {error.strerror}", reason="unreadable") from error
             after = os.fstat(handle)
@@ -315,35 +370,38 @@ def hash_file(path: bytes, name: str) -> FileEntry:
     raise ReadError(f"{name} keeps changing while it is read", reason="changing", hint="it is tried again next time")
 
 
-def drop_orphans(connection: sqlite3.Connection) -> None:
-    """Delete documents that no file holds any more, their passages with them, and vectors of texts that are gone."""
-    connection.execute(
-        "DELETE FROM documents WHERE NOT EXISTS (SELECT 1 FROM files WHERE files.document_id = documents.id)"
-    )
-    if connection.execute("SELECT changes()").fetchone()[0]:
-        connection.execute(
-            "DELETE FROM embeddings WHERE NOT EXISTS"
-            " (SELECT 1 FROM chunks WHERE chunks.text_hash = embeddings.text_hash)"
-        )
-    connection.execute("UPDATE counters SET value = value + 1 WHERE name = 'generation'")
+def _ignored(folder: Path, ignore: Sequence[str]) -> GitIgnoreSpec:
+    import re
+
+    import pathspec
+
+    own = folder / IGNORE_FILE
+    lines: list[str] = []
+    if own.is_file() and not own.is_symlink():
+        try:
+            lines = own.read_text("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise UsageError(f"{own} cannot be read: {error.strerror}", hint="check its permissions") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            pathspec.GitIgnoreSpec.from_lines([line])
+        except (ValueError, re.error) as error:
+            raise UsageError(f"{own}, line {number}: {line!r} is not a pattern", hint="see gitignore(5)") from error
+    return pathspec.GitIgnoreSpec.from_lines([*ignore, *lines, f"/{STATE_FOLDER}/"])
 
 
-def _digest(file: BinaryIO) -> str:
+def _why_skipped(record: os.stat_result) -> str:
+    if stat.S_ISLNK(record.st_mode):
+        return "symbolic link, not followed"
+    return "special file (pipe, socket or device)"
+
+
+def _digest(file: BinaryIO, check: Callable[[], None]) -> str:
     digest = hashlib.blake2b(digest_size=32)
     while block := file.read(_HASH_BLOCK):
         digest.update(block)
+        check()
     return digest.hexdigest()
-
-
-def _stat_entry(entry: os.DirEntry[bytes], text: str, skipped: list[tuple[str, str]]) -> FileEntry | None:
-    try:
-        record = entry.stat(follow_symlinks=False)
-    except OSError:
-        return None  # vanished between the listing and now
-    if not stat.S_ISREG(record.st_mode):
-        skipped.append((text, "special file (pipe, socket or device)"))
-        return None
-    return FileEntry(text, record.st_size, record.st_mtime_ns, record.st_ctime_ns, record.st_ino, "")
 
 
 def _same(entry: FileEntry, stored: _Stored) -> bool:
@@ -376,8 +434,10 @@ def _touch_row(connection: sqlite3.Connection, entry: FileEntry, scanned_ns: int
     )
 
 
-def _rename_row(connection: sqlite3.Connection, old: str, entry: FileEntry, scanned_ns: int) -> None:
-    if Path(old).suffix != Path(entry.path).suffix:  # the ending decides how a file is read
+def _rename_row(connection: sqlite3.Connection, stored: _Stored, entry: FileEntry, scanned_ns: int) -> None:
+    old = stored.entry.path
+    # The ending decides how a file is read; and what failed under the old name says so in its message.
+    if stored.failed or Path(old).suffix != Path(entry.path).suffix:
         connection.execute("DELETE FROM files WHERE path = ?", (old,))
         _write_row(connection, entry, scanned_ns, state="seen")
         return

@@ -20,14 +20,13 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from windlass.core.errors import ReadError, WindlassError
+from windlass.core.errors import ReadError, WindlassError, WorkspaceError
 from windlass.core.paths import to_os
 from windlass.core.progress import Progress, check_cancelled
 from windlass.core.sandbox import Limits, Sandbox
 from windlass.core.settings import Settings
-from windlass.core.workspace import Workspace
+from windlass.core.workspace import Workspace, mark_changed
 from windlass.lake.document import Document
-from windlass.lake.scan import drop_orphans
 from windlass.models.encoder import Encoder
 from windlass.retrieval.passages import Cut, cut_document
 
@@ -63,8 +62,15 @@ def read_files(workspace: Workspace, settings: Settings, progress: Progress) -> 
     _retry_after_reader_change(workspace)
     _share_documents(workspace)
     waiting = _waiting(workspace)
-    if not waiting:
-        return report
+    if waiting:
+        _read_waiting(workspace, settings, waiting, report, progress)
+    _drop_unused_vectors(workspace)
+    return report
+
+
+def _read_waiting(
+    workspace: Workspace, settings: Settings, waiting: list[_Waiting], report: ReadReport, progress: Progress
+) -> None:
     limits = Limits(
         seconds=settings.limits.reader_seconds,
         memory_bytes=settings.limits.reader_memory_mb << 20,
@@ -76,7 +82,7 @@ def read_files(workspace: Workspace, settings: Settings, progress: Progress) -> 
     characters, committed = 0, time.monotonic()
     with Sandbox(READER, limits=limits) as sandbox:
         items = [(os.fsdecode(folder + b"/" + to_os(group.paths[0])),) for group in waiting]
-        for number, result in sandbox.map(items):
+        for number, result in sandbox.map(items, progress=progress):
             group = waiting[number]
             batch.append((group, _checked(workspace, group, result)))
             characters += len(result.text) if isinstance(result, Document) else 0
@@ -84,10 +90,8 @@ def read_files(workspace: Workspace, settings: Settings, progress: Progress) -> 
             if characters > _COMMIT_CHARACTERS or time.monotonic() - committed > _COMMIT_SECONDS:
                 _store(workspace, settings, batch, report)
                 batch, characters, committed = [], 0, time.monotonic()
-            check_cancelled(progress)
     _store(workspace, settings, batch, report)
     progress.finish("read")
-    return report
 
 
 def embed_passages(workspace: Workspace, encoder: Encoder, progress: Progress) -> int:
@@ -112,7 +116,7 @@ def embed_passages(workspace: Workspace, encoder: Encoder, progress: Progress) -
                     ],
                 )
                 _promote_embedded(connection, encoder.fingerprint)
-                _bump(connection)
+                mark_changed(connection)
             made += len(texts)
             progress.advance("embed", len(texts))
         progress.finish("embed")
@@ -134,9 +138,20 @@ def count_missing(workspace: Workspace, fingerprint: str) -> int:
 
 
 def document_text(connection: sqlite3.Connection, doc_id: int) -> str | None:
-    """The canonical text of a document, None when it is gone."""
+    """The canonical text of a document, None when it is gone.
+
+    Raises:
+        WorkspaceError: What is stored is damaged.
+    """
     row = connection.execute("SELECT text FROM documents WHERE id = ?", (doc_id,)).fetchone()
-    return None if row is None else zlib.decompress(row[0]).decode("utf-8", "surrogatepass")
+    if row is None:
+        return None
+    try:
+        return zlib.decompress(row[0]).decode("utf-8", "surrogatepass")
+    except (zlib.error, UnicodeDecodeError) as error:
+        raise WorkspaceError(
+            f"the text of document {doc_id} is damaged: {error}", hint="run `windlass doctor FOLDER --repair`"
+        ) from error
 
 
 def _retry_after_reader_change(workspace: Workspace) -> None:
@@ -151,7 +166,7 @@ def _retry_after_reader_change(workspace: Workspace) -> None:
                 " (SELECT id FROM documents WHERE reader_version <> ?)",
                 (READER_VERSION,),
             )
-            drop_orphans(connection)
+            mark_changed(connection)
 
 
 def _share_documents(workspace: Workspace) -> None:
@@ -170,7 +185,7 @@ def _share_documents(workspace: Workspace) -> None:
             connection.executemany(
                 "UPDATE files SET kind = ?, state = ?, document_id = ? WHERE path = ?", list(shared.values())
             )
-            _bump(connection)
+            mark_changed(connection)
 
 
 def _waiting(workspace: Workspace) -> list[_Waiting]:
@@ -220,7 +235,7 @@ def _store(
                 message = _without_place(str(result), group.paths[0])
                 report.failed.extend((path, reason, message) for path in group.paths)
                 _set_files(connection, group.paths, "failed", reason=reason, message=message)
-        _bump(connection)
+        mark_changed(connection)
 
 
 def _without_place(message: str, path: str) -> str:
@@ -232,9 +247,11 @@ def _without_place(message: str, path: str) -> str:
 def _store_document(
     connection: sqlite3.Connection, settings: Settings, content_hash: str, document: Document
 ) -> tuple[int, int]:
-    connection.execute(
-        "DELETE FROM documents WHERE content_hash = ? AND kind = ?", (content_hash, document.kind)
-    )  # left by a run that was killed between two commits: nothing refers to it
+    known = connection.execute(
+        "SELECT id FROM documents WHERE content_hash = ? AND kind = ?", (content_hash, document.kind)
+    ).fetchone()
+    if known is not None:  # equal files whose endings differ and mean the same, as .htm and .html
+        return int(known[0]), 0
     doc_id = connection.execute(
         "INSERT INTO documents (content_hash, kind, reader_version, title, pages, characters, faithful, encoding,"
         " warnings, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -300,8 +317,21 @@ def _set_files(
 ) -> None:
     connection.executemany(
         "UPDATE files SET state = ?, kind = ?, document_id = ?, reason = ?, message = ? WHERE path = ?",
-        [(state, kind, doc_id, reason, message, path) for path in paths],
+        [(state, kind, doc_id, reason, None if message is None else _storable(message), path) for path in paths],
     )
+
+
+def _drop_unused_vectors(workspace: Workspace) -> None:
+    """Not while files wait to be read: most passages of an edited file come back as they were."""
+    with workspace.reading() as connection:
+        suspected = connection.execute("SELECT 1 FROM counters WHERE name = 'unused_vectors'").fetchone()
+    if suspected:
+        with workspace.transaction() as connection:
+            connection.execute(
+                "DELETE FROM embeddings WHERE NOT EXISTS"
+                " (SELECT 1 FROM chunks WHERE chunks.text_hash = embeddings.text_hash)"
+            )
+            connection.execute("DELETE FROM counters WHERE name = 'unused_vectors'")
 
 
 def _unembedded(workspace: Workspace, fingerprint: str) -> Iterator[list[tuple[bytes, str]]]:
@@ -340,10 +370,6 @@ def _demote_unembedded(workspace: Workspace, fingerprint: str) -> None:
             connection.execute(
                 f"UPDATE files SET state = 'parsed' WHERE state = 'indexed' AND {_HAS_MISSING_VECTOR}", (fingerprint,)
             )
-
-
-def _bump(connection: sqlite3.Connection) -> None:
-    connection.execute("UPDATE counters SET value = value + 1 WHERE name = 'generation'")
 
 
 def _ending(path: str) -> str:
