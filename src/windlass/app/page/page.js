@@ -136,6 +136,7 @@ const windlass = (() => {
     }
   });
   addEventListener("DOMContentLoaded", () => {
+    show(location.pathname);
     // The page is drawn by a script: the links and what was unfolded are put right whenever it has drawn.
     new MutationObserver(() => {
       show(location.pathname);
