@@ -112,7 +112,7 @@ def _prose_candidates(hit: Hit, rank: int, text: str) -> Iterator[Candidate]:
                 yield candidate
             continue
         header = ""
-        if sentence.rstrip("*_ ").endswith("?") or _HEADING_MARK.match(sentence):
+        if _only_introduces(sentence):
             lead = shown(sentence)
             continue
         if sentence.rstrip("*_ ").endswith(":"):
@@ -127,6 +127,13 @@ def _prose_candidates(hit: Hit, rank: int, text: str) -> Iterator[Candidate]:
         before = shown(sentence)
         if not _LIST_MARK.match(sentence):
             lead = ""
+
+
+def _only_introduces(sentence: str) -> bool:
+    """Questions (of a list of answers to them) and headings, marked by # or written in capitals."""
+    is_question = sentence.rstrip("*_ ").endswith("?")
+    is_shouted = sentence.isupper() and not any(letter.isdigit() for letter in sentence)
+    return is_question or _HEADING_MARK.match(sentence) is not None or (is_shouted and len(sentence.split()) <= 12)
 
 
 def shown_list(text: str) -> str:

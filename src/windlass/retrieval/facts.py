@@ -124,14 +124,8 @@ def facts(text: str) -> Facts:
         >>> sorted(found.values), sorted(found.names)
         (['1200.5'], ['eur', 'ms', 'ruiz'])
     """
-    covered: list[tuple[int, int]] = []
-    dates = []
-    for pattern in _DATES:
-        for match in pattern.finditer(text):
-            readings = _readings(match)
-            if readings and _is_free(covered, match.start(), match.end()):
-                covered.append(match.span())
-                dates.append(readings)
+    dated = dates_of(text)
+    covered = [(start, end) for start, end, _ in dated]
     times = set()
     for pattern in _TIMES:
         for match in pattern.finditer(text):
@@ -141,12 +135,23 @@ def facts(text: str) -> Facts:
                 times.add(minute)
     return Facts(
         numbers=tuple(_numbers(text, covered)),
-        dates=tuple(dates),
+        dates=tuple(readings for _, _, readings in dated),
         times=frozenset(times),
         names=frozenset(_names(text, covered)),
         currencies=frozenset(code for sign, code in _CURRENCIES.items() if sign in text),
         negated=_NEGATION.search(text) is not None,
     )
+
+
+def dates_of(text: str) -> list[tuple[int, int, frozenset[Date]]]:
+    """Every date of `text`: its span and its possible readings. A year alone is a number, not a date."""
+    found: list[tuple[int, int, frozenset[Date]]] = []
+    for pattern in _DATES:
+        for match in pattern.finditer(text):
+            readings = _readings(match)
+            if readings and _is_free([(start, end) for start, end, _ in found], match.start(), match.end()):
+                found.append((match.start(), match.end(), readings))
+    return found
 
 
 def canonical_number(written: str) -> str | None:

@@ -69,7 +69,7 @@ _PLACE = re.compile(
     re.IGNORECASE,
 )
 
-_ALTERNATIVES = {
+ALTERNATIVES: dict[str, frozenset[str]] = {
     stem(word): frozenset(stem(other) for other in others.split())
     for word, others in {
         "deep": "depth draught", "long": "length duration", "wide": "width", "high": "height", "tall": "height",
@@ -115,7 +115,7 @@ class Question:
     def credit(self, present: set[str]) -> dict[str, float]:
         """How far each word of the question stands in `present`: 1 itself, 0.8 a near synonym, else 0."""
         return {
-            word: 1.0 if word in present else 0.8 if _ALTERNATIVES.get(word, frozenset()) & present else 0.0
+            word: 1.0 if word in present else 0.8 if ALTERNATIVES.get(word, frozenset()) & present else 0.0
             for word in self.words
         }
 
