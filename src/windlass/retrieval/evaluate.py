@@ -229,7 +229,8 @@ def is_gold_file(passage: Passage, question: GoldQuestion) -> bool:
 
 
 def _holds_row(passage: Passage, text: str, quote: str) -> bool:
-    if passage.kind != "rows":
+    """A row counts as held by a line with all its fields; outside of tables only one quoted with `|` or tabs."""
+    if passage.kind != "rows" and not any(mark in quote for mark in "|\t"):
         return False
     fields = [field for field in (_squeezed(part).strip('"') for part in _split_row(quote)) if field]
     return bool(fields) and any(all(field in _squeezed(line) for field in fields) for line in passage.text.splitlines())
@@ -238,7 +239,7 @@ def _holds_row(passage: Passage, text: str, quote: str) -> bool:
 def _split_row(quote: str) -> list[str]:
     import csv
 
-    delimiter = next((mark for mark in "\t;|," if mark in quote), ",")
+    delimiter = next((mark for mark in "\t|" if mark in quote), None) or max(",;", key=quote.count)
     return next(iter(csv.reader([" ".join(quote.splitlines())], delimiter=delimiter)), [])
 
 
