@@ -100,11 +100,7 @@ def write_tables(harbour: Path, tables: dict[str, list[Row]]) -> None:
     still_open = [row for row in tables["invoices"] if row["status"] == "open"]
     write_workbook(
         finance / "Open invoices.xlsx",
-        {
-            "Open": as_sheet(
-                still_open, ("invoice_no", "customer_id", "call_id", "issued", "due", "amount_eur")
-            )
-        },
+        {"Open": as_sheet(still_open, ("invoice_no", "customer_id", "call_id", "issued", "due", "amount_eur"))},
     )
     write_tariffs(harbour)
     engineering = harbour / "Engineering"

@@ -57,11 +57,7 @@ def make_invoices(random: Random, calls: list[Row], vessels: list[Row]) -> tuple
                 }
             )
         total = round(sum(float(str(row["amount_eur"])) for row in lines[-len(charged) :]), 2)
-        payer = (
-            call["agent_id"]
-            if random.random() < 0.3 and ship["name"] != "Elbe Trader"
-            else ship["operator_id"]
-        )
+        payer = call["agent_id"] if random.random() < 0.3 and ship["name"] != "Elbe Trader" else ship["operator_id"]
         invoices.append(
             {
                 "invoice_no": invoice_no,
@@ -128,9 +124,7 @@ def _extras(
     extras: list[tuple[str, float]] = []
     if ship["name"] == "Polar Meridian" and str(arrived).startswith("2024-07-14"):
         extras += [("SHP-CON", 1), ("SHP-KWH", 61400)]
-    elif (berth == "C1" and arrived >= _SHORE_POWER_AT_SIGNAL_QUAY) or random.random() < _PLUG_SHARE.get(
-        berth, 0.0
-    ):
+    elif (berth == "C1" and arrived >= _SHORE_POWER_AT_SIGNAL_QUAY) or random.random() < _PLUG_SHARE.get(berth, 0.0):
         extras += [
             ("SHP-CON", 1),
             ("SHP-KWH", round(_POWER_KW[berth] * max(1.0, hours - 1.5) * random.uniform(0.6, 1.0), -1)),

@@ -102,9 +102,7 @@ def _postcode(random: Random, country: str) -> str:
     if country == "Poland":
         return f"{random.randint(10, 89)}-{random.randint(100, 899)}"
     return str(
-        random.randint(1000, 9990)
-        if country in ("Denmark", "Norway", "Belgium")
-        else random.randint(10115, 97999)
+        random.randint(1000, 9990) if country in ("Denmark", "Norway", "Belgium") else random.randint(10115, 97999)
     )
 
 
@@ -242,9 +240,7 @@ def _mistyped(random: Random, customer: Row) -> Row:
 
 def _slip(random: Random, text: str) -> str:
     """One slip of the keyboard: two letters swapped, one left out, one doubled, or a neighbour struck."""
-    spots = [
-        index for index in range(1, len(text) - 1) if text[index].isalpha() and text[index + 1].isalpha()
-    ]
+    spots = [index for index in range(1, len(text) - 1) if text[index].isalpha() and text[index + 1].isalpha()]
     if not spots:
         return text
     at = random.choice(spots)

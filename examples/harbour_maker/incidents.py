@@ -113,9 +113,7 @@ def make_incidents(random: Random, calls: list[Row], vessels: list[Row]) -> list
     for year, total in _YEARS.items():
         told = [report for report in _TOLD if report[1].year == year]
         for moment, report in _moments(random, year, total, told):
-            number = (
-                f"INC-{year}-{sum(1 for row in rows if str(row['id']).startswith(f'INC-{year}')) + 1:03d}"
-            )
+            number = f"INC-{year}-{sum(1 for row in rows if str(row['id']).startswith(f'INC-{year}')) + 1:03d}"
             if report is None:
                 rows.append({"id": number} | _small(random, moment, calls))
                 continue
@@ -142,9 +140,7 @@ def _moments(random: Random, year: int, total: int, told: list[Told]) -> list[tu
     """`total` moments of a year so that each told report gets exactly its number."""
     start, end = datetime(year, 1, 1), datetime(year, 12, 31, 22)
     stops = (
-        [(start, 0, None)]
-        + [(report[1], int(report[0][-3:]), report) for report in told]
-        + [(end, total + 1, None)]
+        [(start, 0, None)] + [(report[1], int(report[0][-3:]), report) for report in told] + [(end, total + 1, None)]
     )
     found: list[tuple[datetime, Told | None]] = []
     for (left, before, report), (right, after, _) in pairwise(stops):

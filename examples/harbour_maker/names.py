@@ -9,9 +9,7 @@ _WOMEN = (
     "Geertje Hendrika Sara Lena Birthe Aaltje Karen"
 ).split()
 _SECOND = "Maria Sofie Elise Margrethe Louise Charlotte Theresia Helene Dorothea Cecilie Antonia".split()
-_SEAS = (
-    "Norse Baltic Atlantic Nordic Iberian Celtic Arctic Hanseatic Caledonian Biscay Frisian Pomeranian"
-).split()
+_SEAS = ("Norse Baltic Atlantic Nordic Iberian Celtic Arctic Hanseatic Caledonian Biscay Frisian Pomeranian").split()
 _BULK = "Venture Carrier Prosperity Merchant Endeavour Mariner Courage Grace Fortune Resolve".split()
 _RIVERS = "Elbe Weser Schelde Maas Ems Oder Eider Trave Vecht IJssel".split()
 _FEEDER = "Express Feeder Bridge Runner".split()

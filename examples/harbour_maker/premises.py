@@ -59,9 +59,7 @@ def make_gauge_log(random: Random, height: Callable[[datetime], float]) -> list[
                     "battery_v": round(
                         13.1 + 0.5 * math.sin(moment.hour / 24 * 2 * math.pi - 1.6) + random.gauss(0, 0.03), 2
                     ),
-                    "water_c": round(
-                        12.6 - 0.11 * (moment - datetime(2024, 10, 10)).days + random.gauss(0, 0.05), 1
-                    ),
+                    "water_c": round(12.6 - 0.11 * (moment - datetime(2024, 10, 10)).days + random.gauss(0, 0.05), 1),
                 }
             )
         moment += timedelta(minutes=10)
@@ -76,11 +74,7 @@ def make_soundings(random: Random) -> list[Row]:
     rows: list[Row] = []
     for number, berth in enumerate(BERTHS):
         day = date(2023, 10, 9) + timedelta(days=number // 2)
-        spots = [
-            (chainage, offset)
-            for chainage in range(0, int(berth.length_m) + 1, 15)
-            for offset in (2, 8, 15, 25)
-        ]
+        spots = [(chainage, offset) for chainage in range(0, int(berth.length_m) + 1, 15) for offset in (2, 8, 15, 25)]
         shoalest = random.choice(spots)
         for chainage, offset in spots:
             depth = berth.depth_cd_m + 0.1 + random.expovariate(4.0) + 0.012 * offset
@@ -183,9 +177,7 @@ def make_drawings(random: Random) -> list[Row]:
                     "sheet": random.choice(("A0", "A1", "A1", "A3")),
                     "revision": random.choice("ABCDEFG"),
                     "date": date(random.randint(1971, 2024), random.randint(1, 12), random.randint(1, 28)),
-                    "drawn_by": random.choice(
-                        ("H. Dahl", "K. Mbeki", "R. Sutter", "contractor", "unknown (scan)")
-                    ),
+                    "drawn_by": random.choice(("H. Dahl", "K. Mbeki", "R. Sutter", "contractor", "unknown (scan)")),
                     "format": random.choice(("DWG", "PDF scan", "TIFF", "DWG")),
                 }
             )

@@ -49,9 +49,7 @@ def write_parquet(path: Path, rows: list[Row]) -> None:
     """Moments are stored as timestamps in seconds without a zone (all times of the port are UTC)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(rows)
-    seconds = [
-        pa.field(f.name, pa.timestamp("s")) if pa.types.is_timestamp(f.type) else f for f in table.schema
-    ]
+    seconds = [pa.field(f.name, pa.timestamp("s")) if pa.types.is_timestamp(f.type) else f for f in table.schema]
     pq.write_table(table.cast(pa.schema(seconds)), path, compression="zstd", row_group_size=2000)
 
 

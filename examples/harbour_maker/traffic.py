@@ -325,9 +325,7 @@ def _visits(random: Random, vessels: list[Row]) -> list[_Visit]:
         clash = [
             end
             for id, start, end in reserved
-            if id == berth_id
-            and visit.ata - timedelta(hours=2) < end
-            and visit.atd + timedelta(hours=2) > start
+            if id == berth_id and visit.ata - timedelta(hours=2) < end and visit.atd + timedelta(hours=2) > start
         ]
         if clash:
             heapq.heappush(queue, (max(clash) + timedelta(hours=random.uniform(3, 20)), berth_id))
@@ -475,9 +473,7 @@ def _parcels(
     random: Random, call: Row, ship: Row, goods: tuple[tuple[str, str, str | None, str | None], ...]
 ) -> list[Row]:
     named = _NAMED_PARCELS.get((str(ship["name"]), str(call["ata"])[:10]))
-    direction = {"load": "export", "both": random.choice(("import", "export"))}.get(
-        str(call["purpose"]), "import"
-    )
+    direction = {"load": "export", "both": random.choice(("import", "export"))}.get(str(call["purpose"]), "import")
     if named:
         name, packing, un, imdg, units, tonnes = named
         return [_parcel(name, direction, tonnes, units, packing, un, imdg)]

@@ -117,9 +117,7 @@ TARIFFS: tuple[Tariff, ...] = (
         64.00,
         68.00,
     ),
-    Tariff(
-        "PIL-CAN", "Pilotage", "Order cancelled less than 2 hours before boarding", "order", 190.00, 210.00
-    ),
+    Tariff("PIL-CAN", "Pilotage", "Order cancelled less than 2 hours before boarding", "order", 190.00, 210.00),
     Tariff("TUG-50", "Towage", "Tug of 50 t bollard pull, each job", "tug job", 1480.00, 1525.00),
     Tariff("TUG-18", "Towage", "Harbour tug of 18 t bollard pull, each job", "tug job", 690.00, 715.00),
     Tariff("MOR-OP", "Mooring", "Mooring or unmooring gang of four", "operation", 410.00, 428.00),

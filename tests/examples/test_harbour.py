@@ -35,8 +35,7 @@ def load_json(name: str) -> object:
 
 
 QUESTIONS = [
-    json.loads(line)
-    for line in (EXAMPLES / "harbour_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    json.loads(line) for line in (EXAMPLES / "harbour_questions.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 KEYS = load_json("keys.json")
 CONTAINMENTS = load_json("containments.json")
@@ -103,10 +102,7 @@ def docx_text(path: Path) -> str:
     lines = []
     for block in body:
         if block.tag == f"{WORD}tbl":
-            rows = [
-                ["".join(cell.itertext()) for cell in row.iter(f"{WORD}tc")]
-                for row in block.iter(f"{WORD}tr")
-            ]
+            rows = [["".join(cell.itertext()) for cell in row.iter(f"{WORD}tc")] for row in block.iter(f"{WORD}tr")]
             lines += [" | ".join(row) for row in rows]
         else:
             lines.append("".join(block.itertext()))
@@ -172,9 +168,7 @@ def test_one_file_is_not_utf8_and_names_are_composed() -> None:
             return False
         return True
 
-    odd = [
-        path.name for path in files() if path.suffix in (".txt", ".md", ".html", ".csv") and not is_utf8(path)
-    ]
+    odd = [path.name for path in files() if path.suffix in (".txt", ".md", ".html", ".csv") and not is_utf8(path)]
     assert odd == ["Brief Schiffahrtsmuseum 1998.txt"]
     assert "ƒ 1,\N{EN DASH}" in text_of("Archive/Brief Schiffahrtsmuseum 1998.txt")
     assert all(unicodedata.is_normalized("NFC", path.name) for path in files())
@@ -212,12 +206,8 @@ def decoded(path: Path) -> object:
         return [page.get_textpage().get_text_range() for page in pypdfium2.PdfDocument(path)]
     if path.suffix in (".docx", ".pptx"):
         with zipfile.ZipFile(path) as package:
-            parts = sorted(
-                name for name in package.namelist() if re.search(r"document\.xml|slides/slide", name)
-            )
-            return [
-                "".join(etree.fromstring(package.read(p)).itertext()) for p in parts if p.endswith(".xml")
-            ]
+            parts = sorted(name for name in package.namelist() if re.search(r"document\.xml|slides/slide", name))
+            return ["".join(etree.fromstring(package.read(p)).itertext()) for p in parts if p.endswith(".xml")]
     return path.read_bytes()
 
 
@@ -289,10 +279,7 @@ def test_customer_matches() -> None:
 
 
 def test_ships_fit_their_berths_and_never_share_one() -> None:
-    berths = {
-        row[0]: dict(zip(table("data/berths.csv")[0], row, strict=True))
-        for row in table("data/berths.csv")[1]
-    }
+    berths = {row[0]: dict(zip(table("data/berths.csv")[0], row, strict=True)) for row in table("data/berths.csv")[1]}
     lengths = dict(zip(column("data/vessels.csv", "imo"), column("data/vessels.csv", "loa_m"), strict=True))
     columns, rows = table("data/calls.parquet")
     calls = [dict(zip(columns, row, strict=True)) for row in rows]
@@ -311,9 +298,9 @@ def test_ships_fit_their_berths_and_never_share_one() -> None:
 def test_imo_numbers_have_their_check_digit() -> None:
     for imo in column("data/vessels.csv", "imo"):
         assert len(imo) == 7
-        assert sum(
-            int(digit) * weight for digit, weight in zip(imo[:6], range(7, 1, -1), strict=True)
-        ) % 10 == int(imo[6])
+        assert sum(int(digit) * weight for digit, weight in zip(imo[:6], range(7, 1, -1), strict=True)) % 10 == int(
+            imo[6]
+        )
 
 
 def test_invoice_lines_add_up() -> None:
@@ -338,14 +325,10 @@ def test_prose_agrees_with_the_tables() -> None:
     mooring = [number for kind, number in kinds if kind == "mooring" and "-2023-" in number]
     with zipfile.ZipFile(HARBOUR / "Safety/Toolbox talk - mooring lines.pptx") as deck:
         assert f"{len(mooring)} entries about mooring" in deck.read("ppt/slides/slide2.xml").decode()
-    gauge = [
-        json.loads(line) for line in (HARBOUR / "data/tide_gauge_SIG_2024-10.jsonl").read_text().splitlines()
-    ]
+    gauge = [json.loads(line) for line in (HARBOUR / "data/tide_gauge_SIG_2024-10.jsonl").read_text().splitlines()]
     highest = max((r for r in gauge if r["quality"] == "good"), key=lambda reading: reading["level_m"])
     assert highest["ts"] == "2024-10-14T05:30:00"
-    assert f"{highest['level_m']:.2f} m at 05:30" in text_of(
-        "Operations/Minutes/2024-10-24 Operations meeting.txt"
-    )
+    assert f"{highest['level_m']:.2f} m at 05:30" in text_of("Operations/Minutes/2024-10-24 Operations meeting.txt")
     assert "45 readings were lost" in text_of("IT/wiki/Post-mortem 2024-10-16 tide service outage.md")
     assert len(gauge) == 14 * 144 - 45
     amounts = dict(

@@ -37,8 +37,7 @@ def height(moment):
     """Predicted height in metres above Chart Datum at a UTC moment."""
     hours = (moment - EPOCH).total_seconds() / 3600
     return MEAN_LEVEL + sum(
-        amplitude * math.cos(math.radians(speed * hours - phase))
-        for speed, amplitude, phase in CONSTITUENTS.values()
+        amplitude * math.cos(math.radians(speed * hours - phase)) for speed, amplitude, phase in CONSTITUENTS.values()
     )
 
 
