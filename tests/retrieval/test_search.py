@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from windlass.core.workspace import Workspace
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.hybrid import HybridRetriever
-from windlass.retrieval.lexical import LexicalIndex, match_expression
+from windlass.retrieval.lexical import LexicalIndex
+from windlass.retrieval.match import match_expression
 
 DIM = 16
 

@@ -8,26 +8,16 @@ accents and stemmed (Porter). A question matches passages that hold any of its c
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from windlass.core.workspace import Workspace
+from windlass.retrieval.match import match_expression
 from windlass.retrieval.types import Hits
 
 # A heading names what its section is about, so a word in it counts for more.
 _HEADING_WEIGHT, _TEXT_WEIGHT = 2.0, 1.0
-_MOST_WORDS = 48
-_WORD = re.compile(r"\w+")
-
-STOP_WORDS = frozenset(
-    """a about after all also am an and any are as at be because been before being between both but by can could did do
-    does doing during each few for from further had has have having he her here him his how i if in into is it its me
-    more most my no nor not of off on once only or other our out over own please same she should so some such tell than
-    that the their them then there these they this those through to too under until up us very was we were what when
-    where which while who whom whose why will with would you your""".split()
-)
 
 
 class LexicalIndex:
@@ -69,21 +59,3 @@ class LexicalIndex:
                 frequency = int(counted.fetchone()[0]) if expression else 0
                 rarity[word] = math.log(1 + (total - frequency + 0.5) / (frequency + 0.5))
             return rarity
-
-
-def match_expression(query: str, *, keep_stop_words: bool = False) -> str:
-    """An FTS5 expression that matches any content word of `query`; empty when it has no word at all.
-
-    Every word is quoted, so nothing in a question is ever an operator.
-
-    Example:
-        >>> match_expression('When is "Berth 4" dredged?')
-        '"berth" OR "4" OR "dredged"'
-    """
-    words = list(dict.fromkeys(word.lower() for word in _WORD.findall(query)))
-    content = [word for word in words if word not in STOP_WORDS]
-    chosen = words if keep_stop_words or not content else content
-    if len(chosen) > _MOST_WORDS:  # a pasted page: its longest words say most
-        longest = set(sorted(chosen, key=lambda word: (-len(word), word))[:_MOST_WORDS])
-        chosen = [word for word in chosen if word in longest]
-    return " OR ".join(f'"{word}"' for word in chosen)
