@@ -106,6 +106,7 @@ def fill(workspace: Workspace, rows: int = 200) -> None:
                 (number + 1, text, number.to_bytes(16, "big")),
             )
             connection.execute("INSERT INTO embeddings VALUES ('e', ?, ?)", (number.to_bytes(16, "big"), bytes(768)))
+        mark_changed(connection)
 
 
 def read_everything(workspace: Workspace) -> None:

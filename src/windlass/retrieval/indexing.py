@@ -8,14 +8,13 @@ with its reason, and the others go on.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -26,14 +25,14 @@ from windlass.core.progress import Progress, check_cancelled
 from windlass.core.sandbox import Limits, Sandbox
 from windlass.core.settings import Settings
 from windlass.core.workspace import Workspace, mark_changed
-from windlass.lake.document import Document
 from windlass.models.encoder import Encoder
-from windlass.retrieval.passages import Cut, cut_document
+from windlass.retrieval.reading import TARGET, Reading, storable
 
-READER = "windlass.lake.readers.read:read_document"
 READER_VERSION = 1
 _COMMIT_SECONDS = 1.0
 _COMMIT_CHARACTERS = 8 << 20
+_PARCEL_BYTES = 128 << 10
+_PARCEL_FILES = 32
 _EMBED_BATCH = 128
 
 
@@ -76,22 +75,62 @@ def _read_waiting(
         memory_bytes=settings.limits.reader_memory_mb << 20,
         inflated_bytes=settings.limits.inflated_mb << 20,
     )
-    folder = os.fsencode(workspace.folder)
     progress.start("read", sum(len(group.paths) for group in waiting), "files")
-    batch: list[tuple[_Waiting, Document | WindlassError]] = []
+    batch: list[tuple[_Waiting, Reading | WindlassError]] = []
     characters, committed = 0, time.monotonic()
-    with Sandbox(READER, limits=limits) as sandbox:
-        items = [(os.fsdecode(folder + b"/" + to_os(group.paths[0])),) for group in waiting]
-        for number, result in sandbox.map(items, progress=progress):
-            group = waiting[number]
+    with Sandbox(TARGET, limits=limits) as sandbox:
+        for group, result in _read(workspace, settings, sandbox, waiting, progress):
             batch.append((group, _checked(workspace, group, result)))
-            characters += len(result.text) if isinstance(result, Document) else 0
+            characters += result.characters if isinstance(result, Reading) else 0
             progress.advance("read", len(group.paths), group.paths[0])
             if characters > _COMMIT_CHARACTERS or time.monotonic() - committed > _COMMIT_SECONDS:
-                _store(workspace, settings, batch, report)
+                _store(workspace, batch, report)
                 batch, characters, committed = [], 0, time.monotonic()
-    _store(workspace, settings, batch, report)
+    _store(workspace, batch, report)
     progress.finish("read")
+
+
+def _read(
+    workspace: Workspace, settings: Settings, sandbox: Sandbox, waiting: list[_Waiting], progress: Progress
+) -> Iterator[tuple[_Waiting, Reading | WindlassError]]:
+    """Read small files several at a time; when a parcel breaks, each of its files again, alone."""
+    folder = os.fsencode(workspace.folder)
+    parcels = list(_parcels(waiting))
+    while parcels:
+        calls = []
+        for parcel in parcels:
+            path, *others = [os.fsdecode(folder + b"/" + to_os(group.paths[0])) for group in parcel]
+            calls.append((path, tuple(others), settings.index.passage_words))
+        broken: list[_Waiting] = []
+        for number, result in sandbox.map(calls, progress=progress):
+            parcel = parcels[number]
+            if isinstance(result, list) and len(result) == len(parcel):
+                for group, one in zip(parcel, result, strict=True):
+                    yield (
+                        group,
+                        one if isinstance(one, Reading) else ReadError(one.what, reason=one.reason, hint=one.hint),
+                    )
+            elif len(parcel) > 1:
+                broken += parcel
+            else:
+                yield (
+                    parcel[0],
+                    result if isinstance(result, WindlassError) else ReadError("no answer", reason="broken"),
+                )
+        parcels = [[group] for group in broken]
+
+
+def _parcels(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
+    parcel: list[_Waiting] = []
+    size = 0
+    for group in waiting:
+        if parcel and (size + group.size > _PARCEL_BYTES or len(parcel) == _PARCEL_FILES):
+            yield parcel
+            parcel, size = [], 0
+        parcel.append(group)
+        size += group.size
+    if parcel:
+        yield parcel
 
 
 def embed_passages(workspace: Workspace, encoder: Encoder, progress: Progress) -> int:
@@ -202,7 +241,7 @@ def _waiting(workspace: Workspace) -> list[_Waiting]:
     ]
 
 
-def _checked(workspace: Workspace, group: _Waiting, result: Document | WindlassError) -> Document | WindlassError:
+def _checked(workspace: Workspace, group: _Waiting, result: Reading | WindlassError) -> Reading | WindlassError:
     """The result, unless the file changed between hashing and reading: then its hash is not that of what was read."""
     try:
         record = os.lstat(os.fsencode(workspace.folder) + b"/" + to_os(group.paths[0]))
@@ -213,18 +252,13 @@ def _checked(workspace: Workspace, group: _Waiting, result: Document | WindlassE
     return result
 
 
-def _store(
-    workspace: Workspace,
-    settings: Settings,
-    batch: list[tuple[_Waiting, Document | WindlassError]],
-    report: ReadReport,
-) -> None:
+def _store(workspace: Workspace, batch: list[tuple[_Waiting, Reading | WindlassError]], report: ReadReport) -> None:
     if not batch:
         return
     with workspace.transaction() as connection:
         for group, result in batch:
-            if isinstance(result, Document):
-                doc_id, passages = _store_document(connection, settings, group.content_hash, result)
+            if isinstance(result, Reading):
+                doc_id, passages = _store_document(connection, group.content_hash, result)
                 report.files += 1
                 report.passages += passages
                 _set_files(connection, group.paths, "parsed", kind=result.kind, doc_id=doc_id)
@@ -244,11 +278,9 @@ def _without_place(message: str, path: str) -> str:
     return rest if colon and place.endswith(PurePosixPath(path).name) else message
 
 
-def _store_document(
-    connection: sqlite3.Connection, settings: Settings, content_hash: str, document: Document
-) -> tuple[int, int]:
+def _store_document(connection: sqlite3.Connection, content_hash: str, reading: Reading) -> tuple[int, int]:
     known = connection.execute(
-        "SELECT id FROM documents WHERE content_hash = ? AND kind = ?", (content_hash, document.kind)
+        "SELECT id FROM documents WHERE content_hash = ? AND kind = ?", (content_hash, reading.kind)
     ).fetchone()
     if known is not None:  # equal files whose endings differ and mean the same, as .htm and .html
         return int(known[0]), 0
@@ -257,52 +289,31 @@ def _store_document(
         " warnings, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             content_hash,
-            document.kind,
+            reading.kind,
             READER_VERSION,
-            _storable(document.title),
-            document.pages,
-            len(document.text),
-            document.faithful,
-            document.encoding,
-            json.dumps(document.warnings),
-            zlib.compress(document.text.encode("utf-8", "surrogatepass"), 1),
+            reading.title,
+            reading.pages,
+            reading.characters,
+            reading.faithful,
+            reading.encoding,
+            reading.warnings,
+            reading.text,
         ),
     ).lastrowid
     assert doc_id is not None
     table_ids = [
         connection.execute(
             "INSERT INTO tables (document_id, name, rows, start, end, columns, warnings) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                doc_id,
-                _storable(table.name),
-                table.rows,
-                table.start,
-                table.end,
-                json.dumps([asdict(column) for column in table.columns]),
-                json.dumps(table.warnings),
-            ),
+            (doc_id, *table),
         ).lastrowid
-        for table in document.tables
+        for table in reading.tables
     ]
-    cuts = list(cut_document(document, words=settings.index.passage_words))
     connection.executemany(
         "INSERT INTO chunks (document_id, kind, start, end, page, table_id, first_row, last_row, heading, text,"
         " text_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [_chunk_row(doc_id, cut, table_ids) for cut in cuts],
+        [(doc_id, *row[:4], None if row[4] is None else table_ids[row[4]], *row[5:]) for row in reading.passages],
     )
-    return doc_id, len(cuts)
-
-
-def _chunk_row(doc_id: int, cut: Cut, table_ids: list[int | None]) -> tuple[object, ...]:
-    table_id = None if cut.table is None else table_ids[cut.table]
-    first, last = cut.rows or (None, None)
-    heading, text = _storable(cut.heading), _storable(cut.text)
-    return (doc_id, cut.kind, cut.start, cut.end, cut.page, table_id, first, last, heading, text, cut.text_hash)
-
-
-def _storable(text: str) -> str:
-    """Text that SQLite takes: lone surrogates replaced, NUL (which ends a C string) as its picture."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\u2400")
+    return doc_id, len(reading.passages)
 
 
 def _set_files(
@@ -317,7 +328,7 @@ def _set_files(
 ) -> None:
     connection.executemany(
         "UPDATE files SET state = ?, kind = ?, document_id = ?, reason = ?, message = ? WHERE path = ?",
-        [(state, kind, doc_id, reason, None if message is None else _storable(message), path) for path in paths],
+        [(state, kind, doc_id, reason, None if message is None else storable(message), path) for path in paths],
     )
 
 

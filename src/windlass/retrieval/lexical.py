@@ -1,8 +1,8 @@
 """Full-text search with BM25 inside the workspace database.
 
-The index is an SQLite FTS5 table fed by triggers on `chunks`: a passage and its words are written and removed in one
-transaction, so a crash or a deleted file cannot leave the one without the other. Words are lower-cased, stripped of
-accents and stemmed (Porter). A question matches passages that hold any of its content words.
+The index is an SQLite FTS5 table fed by triggers: a passage and its words are written and removed in one transaction,
+which raises the index's generation, so a crash or a deleted file cannot leave the one without the other. Words are
+lower-cased, stripped of accents and stemmed (Porter). A question matches passages that hold any of its content words.
 """
 
 from __future__ import annotations

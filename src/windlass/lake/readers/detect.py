@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from typing import NamedTuple
 
 from windlass.core.errors import ReadError
@@ -135,6 +134,8 @@ def _package_kind(source: Source, named: str | None) -> str:
     if named in _PACKAGE_PARTS.values():
         assert named is not None
         return named
+    import zipfile
+
     try:
         with zipfile.ZipFile(source.file) as archive:
             parts = set(archive.namelist())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import stat
 import zlib
@@ -10,8 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from windlass.core.errors import ReadError
-from windlass.core.sandbox import Limits, active_limits
-from windlass.core.sandbox_protocol import item_name
+from windlass.core.sandbox_protocol import Limits, active_limits, item_name
 
 TEXT_BYTES = 64 << 20
 """The largest file that is read as one text; a larger one is refused before anything is read."""
@@ -115,6 +113,8 @@ class InflationCount:
 
 def gunzip(source: Source) -> bytes:
     """The content of a gzip file (all its members), within the limits and `TEXT_BYTES`."""
+    import gzip
+
     count = InflationCount(source)
     parts: list[bytes] = []
     size = 0
