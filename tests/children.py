@@ -52,6 +52,13 @@ class Child:
 
 
 @contextlib.contextmanager
+def quick_folder() -> Iterator[Path]:
+    """A folder in memory where there is such a place: for what is synced often and need not outlive the machine."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
 def folder_of_somebody_else(mode: int) -> Iterator[Path]:
     """A folder outside pytest's own (which only its owner may enter)."""
     folder = Path(tempfile.mkdtemp())

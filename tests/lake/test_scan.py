@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import stat
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -19,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.children import Child, as_nobody, folder_of_somebody_else
+from tests.children import Child, as_nobody, folder_of_somebody_else, quick_folder
 from windlass.core.errors import Cancelled, NotFound, ReadError, UsageError
 from windlass.core.paths import to_os, to_text
 from windlass.core.progress import Silent
@@ -186,15 +185,12 @@ def make_room(folder: Path, name: bytes) -> None:
 
 
 def check_history(history: list[list[tuple]]) -> None:  # type: ignore[type-arg]
-    fast = "/dev/shm" if os.path.isdir("/dev/shm") else None  # hundreds of small commits, none to survive
-    with tempfile.TemporaryDirectory(dir=fast) as base:
-        folder = Path(base)
-        with Workspace.open(folder) as workspace:
-            known: Oracle = {}
-            for changes in history:
-                for change in changes:
-                    apply(folder, change)
-                known = check_scan(workspace, known)
+    with quick_folder() as folder, Workspace.open(folder) as workspace:
+        known: Oracle = {}
+        for changes in history:
+            for change in changes:
+                apply(folder, change)
+            known = check_scan(workspace, known)
 
 
 histories = st.lists(st.lists(change, max_size=6), min_size=1, max_size=4)
@@ -590,24 +586,29 @@ def often_committed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_a_killed_scan_is_made_good_by_the_next(tmp_path: Path, often_committed: None) -> None:
+def test_a_killed_scan_is_made_good_by_the_next(often_committed: None) -> None:
+    with quick_folder() as folder:
+        check_killed_scans(folder)
+
+
+def check_killed_scans(folder: Path) -> None:
     chance = random.Random(1)
     paths = [b"%d/%d.txt" % (number % 7, number) for number in range(150)]
     for path in paths:
-        apply(tmp_path, ("write", path, path * 50))
+        apply(folder, ("write", path, path * 50))
     finished = 0
     for _ in range(20):
         for path in chance.sample(paths, 60):
             kind = chance.choice(["write", "append", "rename", "copy", "delete"])
-            apply(tmp_path, (kind, path, chance.choice(paths) if kind in ("rename", "copy") else chance.randbytes(30)))
-        with Child(changing_scanner(tmp_path)) as child:
+            apply(folder, (kind, path, chance.choice(paths) if kind in ("rename", "copy") else chance.randbytes(30)))
+        with Child(changing_scanner(folder)) as child:
             child.line()
             time.sleep(chance.uniform(0, 0.06))
             finished += "done" in child.kill()
-        with Workspace.open(tmp_path) as workspace:
+        with Workspace.open(folder) as workspace:
             assert workspace.check_integrity() == []
             half_way = stored(workspace)
-            now = look(tmp_path)
+            now = look(folder)
             delta = scan(workspace)
             assert (delta.added, delta.changed, delta.removed, delta.renamed) == expected(half_way, now)
             assert stored(workspace) == now
