@@ -141,7 +141,7 @@ def test_power_cuts_of_longer_histories() -> None:
 def test_a_process_that_dies_and_a_power_cut_after_the_next_one() -> None:
     """The second process finds what the first left in the disk's cache, and may rely on none of it."""
     states = 0
-    for first, second in itertools.product(STEPS[1:3] + STEPS[4:], repeat=2):
+    for first, second in itertools.product((STEPS[1], STEPS[2], STEPS[5]), repeat=2):
         for calls in itertools.count():
             disk = SimulatedDisk()
             disk.die_after(calls)
@@ -279,7 +279,7 @@ def test_a_writer_is_not_disturbed_by_the_removal_of_leftovers(tmp_path: Path) -
     sweeper = threading.Thread(target=sweep)
     sweeper.start()
     try:
-        for number in range(100):
+        for number in range(30):
             storage.write_atomic(tmp_path / "file", b"%d" % number)
             assert (tmp_path / "file").read_bytes() == b"%d" % number
     finally:

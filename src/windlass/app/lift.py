@@ -102,7 +102,10 @@ def keep_up(
     on_change: Callable[[IndexReport], None],
     on_error: Callable[[WindlassError], None],
 ) -> None:
-    """Watch the folder until `stop` is set and index what changes."""
+    """Watch the folder until `stop` is set and index what changes.
+
+    While another process holds the workspace, what changed waits for it.
+    """
     import watchfiles
 
     folder = pipeline.workspace.folder
@@ -111,6 +114,26 @@ def keep_up(
     def relevant(_: watchfiles.Change, path: str) -> bool:
         return not (Path(path).is_relative_to(state) or STATE_FOLDER in Path(path).parts)
 
+    def look() -> bool:
+        """Index once; True when there was something new."""
+        while not stop.is_set():
+            try:
+                report = pipeline.index(progress=progress)
+            except WorkspaceLocked:
+                stop.wait(_RETRY_SECONDS)
+            except Cancelled:
+                stop.set()
+            except WindlassError as error:
+                on_error(error)
+                return False
+            else:
+                if not report.delta.quiet:
+                    on_change(report)
+                return not report.delta.quiet
+        return False
+
+    while look():  # what changed while passages were embedded and nobody watched
+        stop.wait(_QUIET_MS / 1000)
     for _ in watchfiles.watch(
         folder,
         watch_filter=relevant,
@@ -121,14 +144,4 @@ def keep_up(
         raise_interrupt=False,
         ignore_permission_denied=True,
     ):
-        try:
-            report = pipeline.index(progress=progress)
-        except WorkspaceLocked:
-            stop.wait(_RETRY_SECONDS)
-        except Cancelled:
-            return
-        except WindlassError as error:
-            on_error(error)
-        else:
-            if not report.delta.quiet:
-                on_change(report)
+        look()

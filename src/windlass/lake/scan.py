@@ -1,7 +1,7 @@
 """What is in the folder, and what changed since the last look.
 
 An unchanged file is recognised by its stat record alone, as git does it, the racy case included: a file modified
-within two seconds of the previous scan could change again without its time changing, so it is hashed again. All
+within two seconds of the previous scan could change again without its times changing, so it is hashed again. All
 else is hashed (BLAKE2b-256) with threads, since hashing releases the interpreter lock. Contents are compared by hash:
 an equal hash under a new name is a rename, several names of one hash are duplicates.
 
@@ -11,6 +11,7 @@ things twice. Special files (pipes, sockets, devices) are never opened.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from windlass.core.errors import Cancelled, NotFound, ReadError, UsageError
 from windlass.core.paths import to_os, to_text
@@ -146,6 +147,7 @@ class Catalog:
             else:
                 to_hash.append(entry)
         progress.finish("scan")
+        to_hash.sort()  # renames are matched in path order
         delta.total = delta.unchanged + len(to_hash)
         missing = {path: row for path, row in known.items() if path not in found}
         update = _Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns)
@@ -217,8 +219,9 @@ def _batches(
     for before, result in results:
         progress.advance("hash", detail=before.path)
         batch.append((before, result))
-        if len(batch) >= _COMMIT_EVERY or time.monotonic() - began > _COMMIT_SECONDS:
+        if len(batch) >= _COMMIT_EVERY or time.monotonic() - began > _COMMIT_SECONDS or progress.cancelled:
             yield batch
+            check_cancelled(progress)
             batch, began = [], time.monotonic()
     if batch:
         yield batch
@@ -352,19 +355,20 @@ def hash_file(path: bytes, name: str, *, check: Callable[[], None] = lambda: Non
         try:
             # O_NONBLOCK: a pipe put in the file's place must not block us; it does nothing to regular files.
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise ReadError(f"{name} vanished while scanning", reason="gone") from error
         except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise ReadError(f"{name} vanished while scanning", reason="gone") from error
             raise ReadError(f"{name} cannot be opened: {error.strerror}", reason="unreadable") from error
-        with os.fdopen(handle, "rb") as file:
+        try:
             before = os.fstat(handle)
             if not stat.S_ISREG(before.st_mode):
                 raise ReadError(f"{name} vanished while scanning", reason="gone")
-            try:
-                digest = _digest(file, check)
-            except OSError as error:
-                raise ReadError(f"{name} cannot be read: {error.strerror}", reason="unreadable") from error
+            digest = _digest(handle, before.st_size, check)
             after = os.fstat(handle)
+        except OSError as error:
+            raise ReadError(f"{name} cannot be read: {error.strerror}", reason="unreadable") from error
+        finally:
+            os.close(handle)
         if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
             return FileEntry(name, after.st_size, after.st_mtime_ns, after.st_ctime_ns, after.st_ino, digest)
     raise ReadError(f"{name} keeps changing while it is read", reason="changing", hint="it is tried again next time")
@@ -396,16 +400,21 @@ def _why_skipped(record: os.stat_result) -> str:
     return "special file (pipe, socket or device)"
 
 
-def _digest(file: BinaryIO, check: Callable[[], None]) -> str:
+def _digest(handle: int, size: int, check: Callable[[], None]) -> str:
     digest = hashlib.blake2b(digest_size=32)
-    while block := file.read(_HASH_BLOCK):
+    # One byte past the size tells that the file grew; a log that grows as fast as it is read would never end.
+    left = size + 1
+    while left > 0 and (block := os.read(handle, min(left, _HASH_BLOCK))):
         digest.update(block)
+        left -= len(block)
         check()
     return digest.hexdigest()
 
 
 def _same(entry: FileEntry, stored: _Stored) -> bool:
-    return entry[1:5] == stored.entry[1:5] and stored.entry.mtime_ns < stored.scanned_ns - _RACY_NS
+    # Both times: the first can be set by anybody, the second is not everywhere the time of the last change.
+    newest = max(stored.entry.mtime_ns, stored.entry.ctime_ns)
+    return entry[1:5] == stored.entry[1:5] and newest < stored.scanned_ns - _RACY_NS
 
 
 def _write_row(

@@ -138,7 +138,8 @@ def embed_passages(workspace: Workspace, encoder: Encoder, progress: Progress) -
 
     Old vectors of another encoder go when the new ones are complete.
     """
-    _demote_unembedded(workspace, encoder.fingerprint)
+    if not _demote_unembedded(workspace, encoder.fingerprint) and not _any_parsed(workspace):
+        return 0
     missing = count_missing(workspace, encoder.fingerprint)
     made = 0
     if missing:
@@ -372,15 +373,23 @@ def _promote_embedded(connection: sqlite3.Connection, fingerprint: str) -> None:
     )
 
 
-def _demote_unembedded(workspace: Workspace, fingerprint: str) -> None:
-    """After a change of encoder, files that were complete are not."""
+def _any_parsed(workspace: Workspace) -> bool:
     with workspace.reading() as connection:
-        known = connection.execute("SELECT 1 FROM embeddings WHERE encoder <> ? LIMIT 1", (fingerprint,)).fetchone()
-    if known:
+        return connection.execute("SELECT 1 FROM files WHERE state = 'parsed' LIMIT 1").fetchone() is not None
+
+
+def _demote_unembedded(workspace: Workspace, fingerprint: str) -> bool:
+    """After a change of encoder, files that were complete are not. True when another encoder's vectors are there."""
+    with workspace.reading() as connection:
+        others = connection.execute(
+            "SELECT 1 FROM embeddings WHERE encoder < ?1 OR encoder > ?1 LIMIT 1", (fingerprint,)
+        ).fetchone()
+    if others:
         with workspace.transaction() as connection:
             connection.execute(
                 f"UPDATE files SET state = 'parsed' WHERE state = 'indexed' AND {_HAS_MISSING_VECTOR}", (fingerprint,)
             )
+    return others is not None
 
 
 def _ending(path: str) -> str:

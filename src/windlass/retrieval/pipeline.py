@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from windlass.core import settings as settings_module
 from windlass.core.errors import ModelError, NotFound, UsageError
@@ -128,19 +128,25 @@ class Pipeline:
 
     @property
     def encoder(self) -> Encoder | None:
-        """The encoder, loaded on first use; None (and a notice) when it is not installed."""
+        """The encoder, loaded on first use; None (and a notice) while it is not installed."""
         with self._loading:
-            if isinstance(self._encoder, str):
-                self._encoder = self._load("encoder", _load_encoder, self.settings.models.encoder)
-            return self._encoder
+            if not isinstance(self._encoder, str):
+                return self._encoder
+            loaded = self._load("encoder", _load_encoder, self.settings.models.encoder)
+            if loaded is not None:  # else it may be on its way
+                self._encoder = loaded
+            return loaded
 
     @property
     def model(self) -> ChatModel | None:
-        """The language model, loaded on first use; None (and a notice) when it is not installed."""
+        """The language model, loaded on first use; None (and a notice) while it is not installed."""
         with self._loading:
-            if self._model == "auto":
-                self._model = self._load("model", _load_model, self.settings.models.decoder)
-            return cast("ChatModel | None", self._model)
+            if not isinstance(self._model, str):
+                return self._model
+            loaded = self._load("model", _load_model, self.settings.models.decoder)
+            if loaded is not None:
+                self._model = loaded
+            return loaded
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -177,10 +183,9 @@ class Pipeline:
             report = IndexReport(delta, read.files, read.passages, 0, read.failed)
             if on_searchable is not None:
                 on_searchable()
-            if embed and self._wants_vectors():
-                encoder = self.encoder
-                if encoder is not None:
-                    report.passages_embedded = indexing.embed_passages(self.workspace, encoder, progress)
+            encoder = self.encoder if embed else None
+            if encoder is not None:
+                report.passages_embedded = indexing.embed_passages(self.workspace, encoder, progress)
                 clock.lap("embed")
         report.notices = list(self.notices)
         report.seconds = clock.seconds
@@ -383,11 +388,6 @@ class Pipeline:
             )
         return passages
 
-    def _wants_vectors(self) -> bool:
-        """False when nothing could need the encoder, which is then not even loaded."""
-        with self.workspace.reading() as connection:
-            return connection.execute("SELECT 1 FROM files WHERE state = 'parsed' LIMIT 1").fetchone() is not None
-
     def _coverage_notices(self) -> tuple[str, ...]:
         notices = list(self.notices)
         if self._encoder is not None and not isinstance(self._encoder, str):
@@ -401,11 +401,13 @@ class Pipeline:
         if not name or name == "none":
             return None
         try:
-            return load(name)
+            loaded = load(name)
         except ModelError as error:
             consequence = "search goes by words alone" if what == "encoder" else "answers are extracted, not written"
             self._notices[what] = f"{error} ({consequence})"
             return None
+        self._notices.pop(what, None)
+        return loaded
 
 
 class _Stopwatch:
