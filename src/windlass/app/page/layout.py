@@ -71,7 +71,7 @@ class _Screen:
             with ui.element("header").classes("side"):
                 _html(render("navigation", folder=name, folder_path=str(folder)))
                 self._status = _html(Markup(""))
-            with ui.element("main").props("id=content tabindex=-1"):
+            with ui.element("div").props("id=content tabindex=-1"):
                 with ui.element("section").classes("view view-overview"):
                     _html(overview.heading(self._services))
                     self._progress = _html(Markup("")).props("aria-live=polite")

@@ -37,5 +37,6 @@ async def results(services: Services, query: str, mode: str) -> Markup:
         query=query,
         mode=mode,
         seconds=time.perf_counter() - started,
+        both=any(len(hit.ranks) > 1 for hit in hits or ()),
         notices=services.pipeline.notices,
     )

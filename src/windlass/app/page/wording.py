@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from windlass.core.paths import printable as printable
-from windlass.retrieval.terms import content_terms, terms
+from windlass.retrieval.terms import content_terms, stems, terms
+from windlass.retrieval.types import Passage
 
 _SNIPPET = 380
+_ROWS_SHOWN = 2
 _ELLIPSIS = "…"
 
 
@@ -79,6 +81,19 @@ def marked(text: str, query: str) -> Markup:
             last = term.end
     parts.append(escape(text[last:]))
     return Markup("").join(parts)
+
+
+def passage_snippet(passage: Passage, query: str, length: int = _SNIPPET) -> Markup:
+    """What to show of a found passage: of table rows the ones that fit, of everything else a stretch of its text."""
+    if passage.kind != "rows" or passage.rows is None:
+        return snippet(passage.text, query, length)
+    wanted = stems(query)
+    rows = list(enumerate(passage.text.splitlines(), passage.rows[0]))
+    fitting = sorted(rows, key=lambda row: (-len(wanted & stems(row[1])), row[0]))[:_ROWS_SHOWN]
+    best = len(wanted & stems(fitting[0][1])) if fitting else 0
+    shown = [row for row in sorted(fitting) if len(wanted & stems(row[1])) == best]
+    line = Markup('<span class="row-line"><span class="row-number">row {:,}</span>{}</span>')
+    return Markup("").join(line.format(number, snippet(text, query, length // len(shown))) for number, text in shown)
 
 
 def snippet(text: str, query: str, length: int = _SNIPPET) -> Markup:
