@@ -32,6 +32,13 @@ class _Part:
     break_before: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    citation: Citation
+    heading: str
+    quote: str  # empty when the answer itself is the quote
+
+
 class Conversation:
     """The chat of one browser tab: one question at a time.
 
@@ -114,7 +121,7 @@ def answered(answer: Answer, seconds: float) -> Markup:
         error="",
         answer=answer,
         parts=_parts(answer.sentences),
-        citations=[cited[number] for number in sorted(cited)],
+        sources=[_source(cited[number], answer) for number in sorted(cited)],
         nearest=[hit.passage for hit in answer.hits[:_NEAREST]],
         verdict=_verdict(answer),
         how=_HOW.get(answer.mode, answer.mode),
@@ -130,6 +137,20 @@ def _parts(sentences: tuple[Sentence, ...]) -> list[_Part]:
         alone = text.startswith(("- ", "* ")) or any(citation.rows for citation in sentence.citations)
         parts.append(_Part(text, sentence.citations, alone and bool(parts)))
     return parts
+
+
+def _source(citation: Citation, answer: Answer) -> _Source:
+    heading = next(
+        (
+            hit.passage.title
+            for hit in answer.hits
+            if hit.passage.doc_id == citation.doc_id and hit.passage.start <= citation.start < hit.passage.end
+        ),
+        "",
+    )
+    said = {" ".join(sentence.text.split()) for sentence in answer.sentences}
+    quote = "" if " ".join(citation.quote.split()) in said else citation.quote
+    return _Source(citation, "" if citation.rows else heading, quote)
 
 
 def _verdict(answer: Answer) -> str:

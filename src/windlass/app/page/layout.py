@@ -127,11 +127,10 @@ class _Screen:
     def _add_turn(self) -> Callable[[Markup], None]:
         with self._turns:
             turn = _html(Markup(""))
+        ui.run_javascript("windlass.follow()")
 
         def show(content: Markup) -> None:
-            if not self._turns.is_deleted:
-                _set(turn, content)
-                ui.run_javascript("windlass.follow()")
+            _set(turn, content)
 
         return show
 

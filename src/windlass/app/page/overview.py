@@ -17,7 +17,7 @@ _STAGE_TITLES = {
     "scan": "Looking through the folder",
     "hash": "Looking for copies",
     "read": "Reading files",
-    "embed": "Learning what passages mean",
+    "embed": "Indexing by meaning",
     "pull": "Fetching models",
 }
 _MEANINGS = {
@@ -74,7 +74,7 @@ def status(overview: Overview, view: ProgressView) -> Markup:
     current = view.current
     percent = _percent(current) if current else None
     title = stage_title(current.name) if current else ""
-    sentence = "Ready" if overview.passages else "Nothing to search yet"
+    sentence = f"{overview.passages:,} passages ready" if overview.passages else "Nothing to search yet"
     return render("status", current=current, title=title, percent=percent, overview=overview, sentence=sentence)
 
 

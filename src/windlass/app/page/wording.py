@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
@@ -12,6 +13,8 @@ from windlass.retrieval.types import Passage
 
 _SNIPPET = 380
 _ROWS_SHOWN = 2
+# The line below the head of a Markdown table.
+_TABLE_RULE = re.compile(r"^[ |:-]*-{3}[ |:-]*$", re.MULTILINE)
 _ELLIPSIS = "…"
 
 
@@ -98,7 +101,7 @@ def passage_snippet(passage: Passage, query: str, length: int = _SNIPPET) -> Mar
 
 def snippet(text: str, query: str, length: int = _SNIPPET) -> Markup:
     """The stretch of `text` with most different words of `query`, marked, about `length` characters long."""
-    text = " ".join(text.split())
+    text = " ".join(_TABLE_RULE.sub(" ", text).split())
     if len(text) <= length:
         return marked(text, query)
     wanted = {term.stem for term in content_terms(query)}
