@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from windlass.app.generation import Generation
-from windlass.app.page.templates import render
+from windlass.app.page.rendering import render
 from windlass.app.search_api import LONGEST_QUESTION
 from windlass.app.services import Services
 from windlass.core.errors import Cancelled, WindlassError
@@ -159,4 +159,3 @@ def _verdict(answer: Answer) -> str:
         return "No passage has anything to do with the question."
     passages = "The nearest passage was" if looked == 1 else f"The {looked} nearest passages were"
     return f"{passages} read, and none holds an answer that could be cited."
-

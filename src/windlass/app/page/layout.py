@@ -16,7 +16,7 @@ from nicegui import context, core, ui
 
 from windlass.app.page import chat, overview, search, source
 from windlass.app.page.examples import examples
-from windlass.app.page.templates import asset, render
+from windlass.app.page.rendering import asset, render
 from windlass.app.search_api import LONGEST_QUESTION
 from windlass.app.services import Services, services_of
 from windlass.core.errors import WindlassError
@@ -37,7 +37,7 @@ def mount_page(app: FastAPI) -> None:
     ui.run_with(
         app,
         title="Windlass",
-        favicon=asset("mark.svg"),
+        favicon=str(render("mark")).strip(),
         dark=None,
         language="en-US",
         tailwind=False,
@@ -163,5 +163,3 @@ def _texts(args: Any, count: int) -> list[str]:
     given = args if isinstance(args, list) else [args]
     texts = [value[:_EVENT_LIMIT] if isinstance(value, str) else "" for value in given[:count]]
     return texts + [""] * (count - len(texts))
-
-

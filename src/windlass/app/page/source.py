@@ -7,7 +7,7 @@ import re
 from markupsafe import Markup
 
 from windlass.app.page import wording
-from windlass.app.page.templates import kind_title, render
+from windlass.app.page.rendering import kind_title, render
 from windlass.app.services import Services
 from windlass.core.errors import WindlassError
 from windlass.retrieval.pipeline import SourceView
