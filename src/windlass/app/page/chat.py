@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from markupsafe import Markup
 
@@ -18,6 +19,7 @@ from windlass.retrieval.types import Answer, Citation, Sentence
 
 _REDRAW_SECONDS = 0.12
 _NEAREST = 3
+_ITEM_MARK = 6
 _HOW = {
     "extract": "quoted from the files",
     "generate": "written by the model, checked against the files",
@@ -148,9 +150,15 @@ def _source(citation: Citation, answer: Answer) -> _Source:
         ),
         "",
     )
-    said = {" ".join(sentence.text.split()) for sentence in answer.sentences}
-    quote = "" if " ".join(citation.quote.split()) in said else citation.quote
-    return _Source(citation, "" if citation.rows else heading, quote)
+    quote = " ".join(citation.quote.split())
+    # An item's number or bullet aside, a quoting answer would only say the same again.
+    said = any(
+        text in quote and len(quote) - len(text) <= _ITEM_MARK
+        for text in (" ".join(sentence.text.split()) for sentence in answer.sentences)
+    )
+    if citation.rows or heading == PurePath(citation.file).stem:
+        heading = ""
+    return _Source(citation, heading, "" if said else citation.quote)
 
 
 def _verdict(answer: Answer) -> str:
