@@ -50,7 +50,7 @@ class Visit:
         self.page.wait_for_selector(".figures, .empty")
         self.shoot("overview")
         self.shoot("overview-whole", full=True)
-        table = self.page.locator(".row > summary").first
+        table = self.page.locator(".fold > summary").first
         if table.count():
             table.click()
             table.scroll_into_view_if_needed()

@@ -1,11 +1,11 @@
-"""Server-sent events for one generation: heartbeats in silence, errors in band, and an end to the work with the client."""
+"""Server-sent events for one generation: errors come in band, and the work ends when the client leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from fastapi import Request, Response
@@ -61,7 +61,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _guarded(self) -> AsyncIterator[bytes]:
+    async def _guarded(self) -> AsyncGenerator[bytes, None]:
         try:
             async for chunk in self._events():
                 yield chunk

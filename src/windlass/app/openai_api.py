@@ -236,6 +236,7 @@ def _embed(services: Services, texts: list[str], dimensions: int | None) -> tupl
         raise ApiError(
             400, f"dimensions is {dimensions}, the model makes {encoder.dim}", param="dimensions", code="invalid_value"
         )
+    tokens = _counted(encoder, texts)
     try:
         vectors = np.asarray(encoder.encode_passages(texts), dtype="<f4")
     except UsageError as error:
@@ -244,7 +245,25 @@ def _embed(services: Services, texts: list[str], dimensions: int | None) -> tupl
         vectors = vectors[:, :dimensions]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = vectors / np.where(lengths > 0, lengths, 1)
-    return np.ascontiguousarray(vectors, dtype="<f4"), sum(encoder.count(text) for text in texts)
+    return np.ascontiguousarray(vectors, dtype="<f4"), tokens
+
+
+def _counted(encoder: Any, texts: list[str]) -> int:
+    """Tokens of all texts, 0 from an encoder that cannot tell. A text that would be cut is refused instead."""
+    count, most = getattr(encoder, "count", None), getattr(encoder, "max_tokens", None)
+    if count is None or most is None:
+        return 0
+    lengths = [count(text) for text in texts]
+    for place, length in enumerate(lengths):
+        if length > most:
+            raise ApiError(
+                400,
+                f"input.{place} has {length:,} tokens, the model reads {most:,}",
+                hint="send it in parts",
+                param="input",
+                code="context_length_exceeded",
+            )
+    return sum(lengths)
 
 
 def _too_long(prompt: str, wanted: int, room: int) -> ApiError:

@@ -71,11 +71,17 @@ def form(nonce: str, *, wrong: bool) -> bytes:
 <html lang="en"><head><meta charset="utf-8"><title>Windlass: sign in</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <style nonce="{nonce}">
-body {{ font: 16px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 90vh; margin: 0 1rem }}
-form {{ width: min(24rem, 100%); display: grid; gap: .75rem }}
-h1 {{ font-size: 1.25rem; margin: 0 }} p {{ margin: 0 }}
-input, button {{ font: inherit; padding: .6rem .75rem; border: 1px solid #8a8f98; border-radius: 6px }}
-button {{ background: #1f4e5f; color: #fff; border-color: #1f4e5f; cursor: pointer }}
+body {{ font: 15.5px/1.55 system-ui, sans-serif; background: #f6f4ef; color: #1c2628; display: grid;
+ place-items: center; min-height: 88vh; margin: 0 1rem }}
+form {{ width: min(22rem, 100%); display: grid; gap: .5rem }}
+h1 {{ font-size: 24px; margin: 0; letter-spacing: -.012em }} p {{ margin: 0 0 1rem; color: #566265 }}
+label {{ font-size: 14px; color: #566265 }}
+input, button {{ font: inherit; padding: .6rem .8rem; border-radius: 8px; border: 1px solid #c9c3b4 }}
+input {{ background: #fffefb; color: inherit; margin-bottom: .5rem }} :focus-visible {{ outline: 2px solid #0e4f5c }}
+button {{ background: #0e4f5c; color: #fff; border-color: #0e4f5c; font-weight: 560; cursor: pointer }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #11181a; color: #e4e9e8 }} p, label {{ color: #a2aeb0 }}
+ input {{ background: #182124; border-color: #3c4a4e }}
+ button {{ background: #7cc7cd; color: #06272d; border-color: #7cc7cd }} :focus-visible {{ outline-color: #7cc7cd }} }}
 </style></head><body><form method="post" action="{PATH}"><h1>Windlass</h1><p>{message}</p>
 <label for="key">Key</label><input id="key" name="key" type="password" autocomplete="current-password" autofocus
 required><button>Open</button></form></body></html>""".encode()

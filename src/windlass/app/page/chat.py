@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from markupsafe import Markup
 
 from windlass.app.generation import Generation
-from windlass.app.page.templates import render
+from windlass.app.page.rendering import render
 from windlass.app.search_api import LONGEST_QUESTION
 from windlass.app.services import Services
 from windlass.core.errors import Cancelled, WindlassError
@@ -18,6 +19,7 @@ from windlass.retrieval.types import Answer, Citation, Sentence
 
 _REDRAW_SECONDS = 0.12
 _NEAREST = 3
+_ITEM_MARK = 6
 _HOW = {
     "extract": "quoted from the files",
     "generate": "written by the model, checked against the files",
@@ -30,6 +32,13 @@ class _Part:
     text: str
     citations: tuple[Citation, ...]
     break_before: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    citation: Citation
+    heading: str
+    quote: str  # empty when the answer itself is the quote
 
 
 class Conversation:
@@ -114,7 +123,7 @@ def answered(answer: Answer, seconds: float) -> Markup:
         error="",
         answer=answer,
         parts=_parts(answer.sentences),
-        citations=[cited[number] for number in sorted(cited)],
+        sources=[_source(cited[number], answer) for number in sorted(cited)],
         nearest=[hit.passage for hit in answer.hits[:_NEAREST]],
         verdict=_verdict(answer),
         how=_HOW.get(answer.mode, answer.mode),
@@ -132,10 +141,29 @@ def _parts(sentences: tuple[Sentence, ...]) -> list[_Part]:
     return parts
 
 
+def _source(citation: Citation, answer: Answer) -> _Source:
+    heading = next(
+        (
+            hit.passage.title
+            for hit in answer.hits
+            if hit.passage.doc_id == citation.doc_id and hit.passage.start <= citation.start < hit.passage.end
+        ),
+        "",
+    )
+    quote = " ".join(citation.quote.split())
+    # An item's number or bullet aside, a quoting answer would only say the same again.
+    said = any(
+        text in quote and len(quote) - len(text) <= _ITEM_MARK
+        for text in (" ".join(sentence.text.split()) for sentence in answer.sentences)
+    )
+    if citation.rows or heading == PurePath(citation.file).stem:
+        heading = ""
+    return _Source(citation, heading, "" if said else citation.quote)
+
+
 def _verdict(answer: Answer) -> str:
     looked = answer.passages_found
     if not looked:
         return "No passage has anything to do with the question."
     passages = "The nearest passage was" if looked == 1 else f"The {looked} nearest passages were"
     return f"{passages} read, and none holds an answer that could be cited."
-

@@ -16,7 +16,7 @@ from nicegui import context, core, ui
 
 from windlass.app.page import chat, overview, search, source
 from windlass.app.page.examples import examples
-from windlass.app.page.templates import asset, render
+from windlass.app.page.rendering import asset, render
 from windlass.app.search_api import LONGEST_QUESTION
 from windlass.app.services import Services, services_of
 from windlass.core.errors import WindlassError
@@ -37,7 +37,7 @@ def mount_page(app: FastAPI) -> None:
     ui.run_with(
         app,
         title="Windlass",
-        favicon=asset("mark.svg"),
+        favicon=str(render("mark")).strip(),
         dark=None,
         language="en-US",
         tailwind=False,
@@ -71,7 +71,7 @@ class _Screen:
             with ui.element("header").classes("side"):
                 _html(render("navigation", folder=name, folder_path=str(folder)))
                 self._status = _html(Markup(""))
-            with ui.element("main").props("id=content tabindex=-1"):
+            with ui.element("div").props("id=content tabindex=-1"):
                 with ui.element("section").classes("view view-overview"):
                     _html(overview.heading(self._services))
                     self._progress = _html(Markup("")).props("aria-live=polite")
@@ -127,11 +127,10 @@ class _Screen:
     def _add_turn(self) -> Callable[[Markup], None]:
         with self._turns:
             turn = _html(Markup(""))
+        ui.run_javascript("windlass.follow()")
 
         def show(content: Markup) -> None:
-            if not self._turns.is_deleted:
-                _set(turn, content)
-                ui.run_javascript("windlass.follow()")
+            _set(turn, content)
 
         return show
 
@@ -164,5 +163,3 @@ def _texts(args: Any, count: int) -> list[str]:
     given = args if isinstance(args, list) else [args]
     texts = [value[:_EVENT_LIMIT] if isinstance(value, str) else "" for value in given[:count]]
     return texts + [""] * (count - len(texts))
-
-

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from windlass.app.page import wording
-from windlass.app.page.templates import render
+from windlass.app.page.rendering import render
 from windlass.app.progress_state import ProgressView, StageView
 from windlass.app.services import Services
 from windlass.retrieval.overview import Overview
@@ -17,7 +17,7 @@ _STAGE_TITLES = {
     "scan": "Looking through the folder",
     "hash": "Looking for copies",
     "read": "Reading files",
-    "embed": "Learning what passages mean",
+    "embed": "Indexing by meaning",
     "pull": "Fetching models",
 }
 _MEANINGS = {
@@ -74,7 +74,7 @@ def status(overview: Overview, view: ProgressView) -> Markup:
     current = view.current
     percent = _percent(current) if current else None
     title = stage_title(current.name) if current else ""
-    sentence = "Ready" if overview.passages else "Nothing to search yet"
+    sentence = f"{overview.passages:,} passages ready" if overview.passages else "Nothing to search yet"
     return render("status", current=current, title=title, percent=percent, overview=overview, sentence=sentence)
 
 

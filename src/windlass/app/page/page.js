@@ -25,8 +25,7 @@ const windlass = (() => {
     if (address !== location.pathname + location.search) history.pushState({}, "", address);
     show(path);
     focusInput();
-    if (path === "/chat") follow(true);
-    else scrollTo(0, 0);
+    scrollTo(0, path === "/chat" ? root.scrollHeight : 0);
   };
   const focusInput = () => {
     // On a phone the keyboard would cover half of what was asked for.
@@ -62,11 +61,11 @@ const windlass = (() => {
       text?.focus({ preventScroll: true });
     }));
   };
-  const nearEnd = () => root.scrollHeight - scrollY - innerHeight < 260;
-  const follow = (always = false) => {
-    const stay = !always && !nearEnd();
-    requestAnimationFrame(() => requestAnimationFrame(() => { if (!stay) scrollTo(0, root.scrollHeight); }));
-  };
+  // A new question moves to the top of the window and its answer grows below it; nothing jumps after that.
+  const follow = () => requestAnimationFrame(() => requestAnimationFrame(() => {
+    const turn = document.querySelector(".turns > :last-child");
+    if (turn && turn.previousElementSibling) turn.scrollIntoView({ block: "start", behavior: "smooth" });
+  }));
   const busy = (on) => { if (on) root.dataset.busy = "yes"; else delete root.dataset.busy; };
 
   const copy = async (button) => {

@@ -6,12 +6,13 @@ import time
 
 from markupsafe import Markup
 
-from windlass.app.page.templates import render
+from windlass.app.page.rendering import render
 from windlass.app.search_api import LONGEST_QUESTION
 from windlass.app.services import Services
 from windlass.core.errors import WindlassError
+from windlass.retrieval.pipeline import SearchMode
 
-MODES = ("hybrid", "lexical", "dense")
+MODES: tuple[SearchMode, ...] = ("hybrid", "lexical", "dense")
 _SHOWN = 12
 
 
@@ -23,11 +24,11 @@ def form(query: str, mode: str) -> Markup:
 async def results(services: Services, query: str, mode: str) -> Markup:
     """What was found for `query`; a problem is shown in its place."""
     query = query.strip()[:LONGEST_QUESTION]
-    mode = mode if mode in MODES else "hybrid"
+    known: SearchMode = next((name for name in MODES if name == mode), "hybrid")
     hits, error, started = None, "", time.perf_counter()
     if query:
         try:
-            hits = await services.call(services.pipeline.search, query, _SHOWN, mode=mode)
+            hits = await services.call(services.pipeline.search, query, _SHOWN, mode=known)
         except WindlassError as problem:
             error = str(problem)
     return render(
@@ -35,7 +36,8 @@ async def results(services: Services, query: str, mode: str) -> Markup:
         hits=hits,
         error=error,
         query=query,
-        mode=mode,
+        mode=known,
         seconds=time.perf_counter() - started,
+        both=any(len(hit.ranks) > 1 for hit in hits or ()),
         notices=services.pipeline.notices,
     )

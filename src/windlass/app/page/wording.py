@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
 from windlass.core.paths import printable as printable
-from windlass.retrieval.terms import content_terms, terms
+from windlass.retrieval.terms import content_terms, stems, terms
+from windlass.retrieval.types import Passage
 
 _SNIPPET = 380
+_ROWS_SHOWN = 2
+# The line below the head of a Markdown table.
+_TABLE_RULE = re.compile(r"^[ |:-]*-{3}[ |:-]*$", re.MULTILINE)
+_EMPHASIS = re.compile(r"`(?P<code>[^`\n]+)`|\*\*(?P<strong>[^*\n]+)\*\*")
+_LINE_MARK = re.compile(r"^\s*(?:[-*+]|#{1,6}|>)\s+")
 _ELLIPSIS = "…"
 
 
@@ -63,6 +70,27 @@ def place(page: int | None, table: str | None, rows: Sequence[int] | None, file:
     return ", ".join(parts)
 
 
+def sentence(text: str) -> Markup:
+    """A sentence of an answer, escaped; the emphasis and code marks of Markdown are set, links are not made.
+
+    Example:
+        >>> sentence("**15 %** off <b>")
+        Markup('<strong>15 %</strong> off &lt;b&gt;')
+    """
+    plain = _LINE_MARK.sub("", text)
+    parts: list[Markup] = []
+    last = 0
+    for found in _EMPHASIS.finditer(plain):
+        tag = "code" if found["code"] else "strong"
+        parts += [
+            escape(plain[last : found.start()]),
+            Markup(f"<{tag}>{{}}</{tag}>").format(found["code"] or found["strong"]),
+        ]
+        last = found.end()
+    parts.append(escape(plain[last:]))
+    return Markup("").join(parts)
+
+
 def marked(text: str, query: str) -> Markup:
     """`text`, escaped, with the words of `query` in <mark>, whatever their endings.
 
@@ -81,9 +109,22 @@ def marked(text: str, query: str) -> Markup:
     return Markup("").join(parts)
 
 
+def passage_snippet(passage: Passage, query: str, length: int = _SNIPPET) -> Markup:
+    """What to show of a found passage: of table rows the ones that fit, of everything else a stretch of its text."""
+    if passage.kind != "rows" or passage.rows is None:
+        return snippet(passage.text, query, length)
+    wanted = stems(query)
+    rows = list(enumerate(passage.text.splitlines(), passage.rows[0]))
+    fitting = sorted(rows, key=lambda row: (-len(wanted & stems(row[1])), row[0]))[:_ROWS_SHOWN]
+    best = len(wanted & stems(fitting[0][1])) if fitting else 0
+    shown = [row for row in sorted(fitting) if len(wanted & stems(row[1])) == best]
+    line = Markup('<span class="row-line"><span class="row-number">row {:,}</span>{}</span>')
+    return Markup("").join(line.format(number, snippet(text, query, length // len(shown))) for number, text in shown)
+
+
 def snippet(text: str, query: str, length: int = _SNIPPET) -> Markup:
     """The stretch of `text` with most different words of `query`, marked, about `length` characters long."""
-    text = " ".join(text.split())
+    text = " ".join(_TABLE_RULE.sub(" ", text).replace("**", "").split())
     if len(text) <= length:
         return marked(text, query)
     wanted = {term.stem for term in content_terms(query)}

@@ -63,5 +63,5 @@ def _environment() -> Environment:
         printable=printable,
         kind_title=kind_title,
     )
-    environment.globals.update(place=wording.place, marked=wording.marked, snippet=wording.snippet)
+    environment.globals.update(place=wording.place, passage_snippet=wording.passage_snippet, sentence=wording.sentence)
     return environment
