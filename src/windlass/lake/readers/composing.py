@@ -89,6 +89,8 @@ class Composer:
         if kind == "heading":
             if text:
                 self.blocks.append(Block("heading", start, start + len(text), level=max(1, level), page=page))
+        elif 0 < len(text) <= BLOCK_CHARACTERS:
+            self.blocks.append(Block(kind, start, start + len(text), page=page))
         else:
             for first, last in cut(text, 0, len(text)):
                 self.blocks.append(Block(kind, start + first, start + last, page=page))

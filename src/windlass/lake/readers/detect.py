@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from windlass.core.errors import ReadError
 from windlass.lake.readers.encoding import is_binary
-from windlass.lake.readers.source import Source
+from windlass.lake.readers.source import TEXT_BYTES, Source
 
 
 class Format(NamedTuple):
@@ -112,7 +112,9 @@ def detect(source: Source) -> Detected:
         return Detected(magic)
     if named is not None and named not in TEXT_KINDS:
         return Detected(named)  # its reader says what is wrong with it
-    if head.startswith(_NO_TEXT_MAGIC) or is_binary(head, tolerance=0.05 if named is None else 0.3):
+    if named is not None:
+        source.check_size(TEXT_BYTES)
+    if head.startswith(_NO_TEXT_MAGIC) or is_binary(head, nul_share=0.05 if named is None else 0.3):
         raise _unsupported(source, ending)
     return Detected(named or _text_kind(head))
 

@@ -62,15 +62,15 @@ def wide_encoding(data: bytes) -> str | None:
     return None
 
 
-def is_binary(head: bytes, *, tolerance: float = 0.05) -> bool:
-    """Whether the beginning of a file is no text: more than `tolerance` of it are control bytes.
+def is_binary(head: bytes, *, nul_share: float = 0.05) -> bool:
+    """Whether the beginning of a file is no text: too many NULs, or more than one control byte in twenty.
 
     A few stray NULs in a log are text; a compiled program is not.
     """
     if not head or head.startswith(tuple(mark for mark, _ in _MARKS)) or wide_encoding(head):
         return False
-    controls = sum(head.count(byte) for byte in range(32) if byte not in _TEXT_CONTROLS)
-    return controls > tolerance * len(head)
+    controls = sum(head.count(byte) for byte in range(1, 32) if byte not in _TEXT_CONTROLS)
+    return head.count(0) > nul_share * len(head) or controls > 0.05 * len(head)
 
 
 def _decoded_wide(data: bytes, name: str) -> Decoded:
@@ -94,8 +94,9 @@ def _decoded_mixed(data: bytes) -> Decoded | None:
     codecs.register_error("windlass.windows", read_as_windows)
     text = data.decode("utf-8", errors="windlass.windows")
     good = len(text) - len(text.encode("ascii", errors="ignore")) - odd
-    # Text of an old code page makes valid UTF-8 by chance for at most one character in ten.
-    if good < max(1, odd / 4):
+    # Text of an old Asian code page makes valid UTF-8 by chance, but it is hardly ever mostly ASCII.
+    mostly_ascii = len(text) - good - odd >= 0.75 * len(text)
+    if good < max(1, odd / 2 if mostly_ascii else odd):
         return None
     what = f"{odd:,} bytes are not UTF-8 and were read as Windows-1252"
     return Decoded(text, "utf-8", (what,))
@@ -118,8 +119,11 @@ def _guess(sample: bytes) -> str:
     if best is None:
         return "cp1252"
     # Western and Central European pages share most letters; without evidence the common one is right.
-    if best.encoding in ("cp1250", "cp1254") and best.coherence == 0:
-        return "cp1252"
+    if best.encoding in ("cp1250", "cp1254"):
+        western = matches.get("cp1252")
+        same = _windows(sample) == sample.decode(best.encoding, errors="replace")
+        if same or best.coherence == 0 or (western is not None and western.coherence >= best.coherence):
+            return "cp1252"
     return best.encoding
 
 

@@ -25,6 +25,14 @@ _BLOCKS = frozenset(
     "footer form header hr html legend main menu ol p section summary ul tr td th thead tbody tfoot table li "
     "pre".split()
 )
+# The time to parse grows with tags times depth; browsers stop nesting at 512.
+_CHECKED_TAGS = 20_000
+_MOST_DEPTH = 2000
+_NESTING_TAG = re.compile(
+    r"<(/?)(?!(?:p|li|t[dhr]|thead|tbody|d[dt]|option|br|hr|img|input|meta|link|wbr|col|area|source)\b)[a-zA-Z]"
+)
+_ANY_TAG = re.compile(r"<[^<>]{0,10000}>")
+_BREAK = "\x1f"  # stands for <br> among the words, where a line end is only white space
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 
 
@@ -45,14 +53,30 @@ def read_html(source: Source, decoded: Decoded) -> Document:
     """Rendered text: headings, paragraphs, lists, tables (`a | b` lines) and preformatted code."""
     from selectolax.lexbor import LexborHTMLParser
 
-    tree = LexborHTMLParser(decoded.text)
     composer = Composer()
     composer.warnings.extend(decoded.warnings)
+    text = decoded.text
+    if text.count("<") > _CHECKED_TAGS and _depth(text) > _MOST_DEPTH:
+        composer.warnings.append(f"tags are nested more than {_MOST_DEPTH:,} deep and were dropped")
+        text = _ANY_TAG.sub(" ", text)
+    tree = LexborHTMLParser(text)
     if tree.root is not None:
         _Walk(composer).over(tree.root)
     head_title = tree.css_first("head > title")
     title = clean_title(head_title.text()) if head_title is not None else ""
     return composer.document("html", title=title or composer.first_heading() or source.stem)
+
+
+def _depth(text: str) -> int:
+    """How deep tags that want closing are nested, roughly."""
+    depth = deepest = 0
+    for match in _NESTING_TAG.finditer(text):
+        if match.group(1):
+            depth = max(0, depth - 1)
+        else:
+            depth += 1
+            deepest = max(deepest, depth)
+    return deepest
 
 
 class _Walk:
@@ -94,23 +118,31 @@ class _Walk:
         if tag is None or tag.startswith(("-", "!", "_")) or tag in _DROPPED or _hidden(node):
             return False
         if tag == "br":
-            self._words.append("\n")
+            self._words.append(_BREAK)
         elif tag in _BLOCKS or tag in _HEADINGS:
-            self._begin(tag, node)
+            self._begin(tag)
         return True
 
-    def _begin(self, tag: str, node: Any) -> None:
-        if tag in ("td", "th") or (self._table is not None and tag not in ("table", "tr")):
-            if self._table is not None:
-                self._words.append(" ")
+    def _begin(self, tag: str) -> None:
+        if self._table is not None:
+            if tag != "table" and tag not in _HEADINGS:
+                self._words.append(" ")  # what is a block elsewhere is a word apart in a cell
                 return
+            # Tables and headings inside: the outer table only arranges the page, and its cells are no cells.
+            self._end_table()
         self._flush()
         if tag in ("ul", "ol", "menu"):
             self._lists += 1
         elif tag == "pre":
             self._pre += 1
-        elif tag == "table" and node.css_first("table table, table h1, table h2, table h3") is None:
+        elif tag == "table":
             self._table = _Rows()
+
+    def _end_table(self) -> None:
+        if self._table is not None:
+            self._table.add_cell(self._words)
+            self._composer.add("table", self._table.text())
+            self._table = None
 
     def _leave(self, node: Any) -> None:
         tag = node.tag
@@ -118,14 +150,11 @@ class _Walk:
             return
         if self._table is not None:
             if tag in ("td", "th"):
-                self._table.cells.append(_collapsed(self._words))
-                self._words.clear()
+                self._table.add_cell(self._words)
             elif tag == "tr":
                 self._table.end_row()
             elif tag == "table":
-                rows, self._table = self._table, None
-                self._words.clear()
-                self._composer.add("table", rows.text())
+                self._end_table()
             return
         level = _HEADINGS.get(tag, 0)
         self._flush(level=level)
@@ -141,7 +170,7 @@ class _Walk:
         """What was collected so far is one thing."""
         if not self._words:
             return
-        words = "".join(self._words) if self._pre else _collapsed(self._words)
+        words = "".join(self._words).replace(_BREAK, "\n") if self._pre else _collapsed(self._words)
         self._words.clear()
         if not words or words.isspace():
             return
@@ -158,13 +187,17 @@ class _Rows:
     """The rows of one table while it is walked."""
 
     def __init__(self) -> None:
-        self.cells: list[str] = []
+        self._cells: list[str] = []
         self._lines: list[str] = []
 
+    def add_cell(self, words: list[str]) -> None:
+        self._cells.append(_collapsed(words).replace("\n", " "))
+        words.clear()
+
     def end_row(self) -> None:
-        if any(self.cells):
-            self._lines.append(" | ".join(cell.replace("\n", " ") for cell in self.cells))
-        self.cells.clear()
+        if any(self._cells):
+            self._lines.append(" | ".join(self._cells))
+        self._cells.clear()
 
     def text(self) -> str:
         self.end_row()
@@ -181,16 +214,5 @@ def _hidden(node: Any) -> bool:
 
 def _collapsed(words: list[str]) -> str:
     """White space as a browser shows it: runs are one space, only `<br>` breaks a line."""
-    lines = "".join(word if word == "\n" else " ".join(_spaced(word)) for word in words).split("\n")
-    return "\n".join(line for line in (" ".join(line.split()) for line in lines) if line)
-
-
-def _spaced(word: str) -> list[str]:
-    parts = word.split()
-    if not parts:
-        return ["", ""] if word else []
-    if word[0].isspace():
-        parts.insert(0, "")
-    if word[-1].isspace():
-        parts.append("")
-    return parts
+    lines = (" ".join(line.split()) for line in "".join(words).split(_BREAK))
+    return "\n".join(line for line in lines if line)

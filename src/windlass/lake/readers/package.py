@@ -57,14 +57,6 @@ class Package:
             raise self._source.broken(f"the part {part} is damaged ({error})") from error
         return _CountedPart(raw, part, self._source, self._count)  # type: ignore[return-value]
 
-    def check_all(self) -> None:
-        """Inflate every part once, so that a library which reads them itself meets no bomb and no entity."""
-        for info in self._archive.infolist():
-            if not info.is_dir():
-                stream = self.open(info.filename)
-                while stream.read(_CHUNK):
-                    pass
-
     def events(self, part: str, *tags: str) -> Iterator[Any]:
         """Elements of a part named `tags` (in Clark notation), each as it closes.
 

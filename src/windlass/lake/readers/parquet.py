@@ -12,7 +12,7 @@ from windlass.lake.document import Column, Document
 from windlass.lake.readers.columns import SAMPLES, shown
 from windlass.lake.readers.composing import Composer
 from windlass.lake.readers.source import Source
-from windlass.lake.readers.tables import INDEXED_ROWS, MOST_COLUMNS, TableBuilder, column_names
+from windlass.lake.readers.tables import INDEXED_ROWS, MOST_COLUMNS, TableBuilder, column_names, tab_separated
 
 _BATCH_ROWS = 8192
 _EXACT_ROWS = 100_000
@@ -84,9 +84,9 @@ def _document(kind: str, source: Source, schema: Any, rows: int, batches: Any) -
     names = column_names(schema.names, len(schema.names))
     composer = Composer()
     builder = TableBuilder(source.stem, names)
-    composer.add_text("\t".join(_one_line(name) for name in names))
+    composer.add_text(tab_separated(names))
     for row in _rows(batches(), min(rows, INDEXED_ROWS)):
-        line = "\t".join(map(_one_line, row)) or " "
+        line = tab_separated(row)
         start = composer.add_text(line, "\n")
         builder.add(row, start, start + len(line))
     columns = _profile(schema, names, batches, rows) if names else ()
@@ -102,7 +102,7 @@ def _rows(batches: Iterator[Any], most: int) -> Iterator[list[str]]:
         if done >= most:
             return
         taken = batch.slice(0, most - done)
-        columns = [[_cell(value) for value in column.to_pylist()] for column in taken.columns]
+        columns = [_cells(column) for column in taken.columns]
         yield from map(list, zip(*columns, strict=True))
         done += taken.num_rows
 
@@ -199,8 +199,13 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _one_line(cell: str) -> str:
-    return " ".join(cell.split()) if any(mark in cell for mark in "\n\r\t") else cell
+def _cells(column: Any) -> list[str]:
+    import pyarrow as pa
+
+    types, kind = pa.types, column.type
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_date(kind):
+        column = column.cast(pa.string())
+    return [_cell(value) for value in column.to_pylist()]
 
 
 def _first_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ _PASSWORD = 4  # FPDF_ERR_PASSWORD
 
 @dataclass(slots=True)
 class _Line:
-    """One line of a page: its type size and the position of its first character, in points from the bottom."""
+    """One line of a page: its type size and the upper edge of its first character, in points from below."""
 
     text: str
     page: int

@@ -12,6 +12,7 @@ from windlass.lake.document import Document
 from windlass.lake.readers.composing import clean_title, without_surrogates
 from windlass.lake.readers.detect import TEXT_KINDS, Detected, detect
 from windlass.lake.readers.encoding import decode
+from windlass.lake.readers.integrity import check_document
 from windlass.lake.readers.source import TEXT_BYTES, Source, gunzip, open_source
 
 _READERS = "windlass.lake.readers."
@@ -60,7 +61,7 @@ def read_document(path: str, kind: str | None = None) -> Document:
     source = open_source(path)
     with source.file:
         try:
-            document = _read(source, kind)
+            return _storable(_read(source, kind))
         except WindlassError:
             raise
         except MemoryError as error:
@@ -70,7 +71,6 @@ def read_document(path: str, kind: str | None = None) -> Document:
         except Exception as error:
             # Parsers of other people's formats raise whatever a damaged file makes them trip over.
             raise source.broken(f"cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
-    return _storable(document)
 
 
 def _read(source: Source, kind: str | None) -> Document:
@@ -101,7 +101,8 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _storable(document: Document) -> Document:
-    """The document with a text that every database and socket can take."""
+    """The document, sound, with a text that every database and socket can take."""
+    check_document(document)
     text = without_surrogates(document.text)
     title = clean_title(without_surrogates(document.title))
     if text is document.text and title == document.title:

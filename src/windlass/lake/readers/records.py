@@ -24,18 +24,36 @@ _BLOCK_CHARACTERS = 1500
 
 @dataclass(slots=True)
 class _Records:
-    """Values of one list, each with its span in the text."""
+    """The elements of one list, or one value: where they are, not what they are.
+
+    Parsed values take ten times the space of their text, so they are parsed twice and never all kept.
+    """
 
     name: str
     start: int
     end: int
-    values: list[Any]
     spans: list[tuple[int, int]]
+    keys: dict[str, None]
+    only_objects: bool
+
+    def __init__(self, name: str, start: int) -> None:
+        self.name = name
+        self.start = self.end = start
+        self.spans = []
+        self.keys = {}
+        self.only_objects = True
+
+    def add(self, value: Any, start: int, end: int) -> None:
+        self.spans.append((start, end))
+        if isinstance(value, dict):
+            self.keys.update(dict.fromkeys(value))
+        else:
+            self.only_objects = False
 
     @property
     def tabular(self) -> bool:
         """Two or more objects and nothing else: what a person would call rows."""
-        return len(self.values) > 1 and all(isinstance(value, dict) for value in self.values)
+        return len(self.spans) > 1 and self.only_objects and 0 < len(self.keys) <= MOST_COLUMNS
 
 
 def read_json(source: Source, decoded: Decoded) -> Document:
@@ -47,7 +65,8 @@ def read_json(source: Source, decoded: Decoded) -> Document:
     blocks: list[Block] = []
     tables: list[Table] = []
     for records in members:
-        if records.tabular and (table := _table(records)) is not None:
+        if records.tabular:
+            table = _table(decoded.text, records)
             tables.append(table)
             blocks.extend(Block("rows", run.start, run.end) for run in table.runs)
         else:
@@ -66,7 +85,7 @@ def read_json(source: Source, decoded: Decoded) -> Document:
 def read_json_lines(source: Source, decoded: Decoded) -> Document:
     """One table with one row a line; lines that are no JSON are counted and left out."""
     text = decoded.text
-    records = _Records(source.stem, 0, len(text), [], [])
+    records = _Records(source.stem, 0)
     bad = 0
     for match in _LINE.finditer(text):
         if (line := match.group()).isspace():
@@ -76,17 +95,14 @@ def read_json_lines(source: Source, decoded: Decoded) -> Document:
         except (ValueError, RecursionError):
             bad += 1
             continue
-        records.values.append(value if isinstance(value, dict) else {"value": value})
-        records.spans.append(match.span())
-    total = bad + len(records.values)
-    table = None
-    if records.values and bad <= _BAD_LINE_SHARE * total:
-        warnings = [f"{bad:,} of {total:,} lines are not valid JSON"] if bad else []
-        table = _table(records, warnings)
-    if table is None:
+        records.add(value if isinstance(value, dict) else {"value": value}, *match.span())
+    records.end = len(text)
+    total = bad + len(records.spans)
+    if bad > _BAD_LINE_SHARE * total or not 0 < len(records.keys) <= MOST_COLUMNS:
         return _as_plain_text(
             source, decoded, "jsonl", f"{bad:,} of {total:,} lines are not JSON; read as text"
         )
+    table = _table(text, records, [f"{bad:,} of {total:,} lines are not valid JSON"] if bad else [])
     return Document(
         kind="jsonl",
         text=text,
@@ -101,37 +117,29 @@ def read_json_lines(source: Source, decoded: Decoded) -> Document:
 def _members(text: str, name: str) -> list[_Records]:
     """What a JSON text holds: its list, or the members of its object, or its one value."""
     start = _after_space(text, 0)
-    if text[start : start + 1] == "[":
-        members = [_list(text, start, name)]
-    elif text[start : start + 1] == "{":
-        members = _object(text, start)
+    opening = text[start : start + 1]
+    if opening == "{":
+        members, end = _object(text, start)
     else:
-        members = [_single(text, start, name)]
-    end = _after_space(text, members[-1].end if members else start)
-    if text[end : end + 1] == "}" and members:
-        end = _after_space(text, end + 1)
-    if members and end != len(text):
-        raise json.JSONDecodeError("extra data", text, end)
+        members = [_list(text, start, name) if opening == "[" else _single(text, start, name)]
+        end = members[0].end
+    if (rest := _after_space(text, end)) != len(text):
+        raise json.JSONDecodeError("extra data", text, rest)
     return members
 
 
 def _list(text: str, start: int, name: str) -> _Records:
-    values: list[Any] = []
-    spans: list[tuple[int, int]] = []
+    records = _Records(name, start)
     at = _after_space(text, start + 1)
     while text[at : at + 1] != "]":
         value, end = _value(text, at)
-        values.append(value)
-        spans.append((at, end))
-        at = _after_space(text, end)
-        if text[at : at + 1] == ",":
-            at = _after_space(text, at + 1)
-        elif text[at : at + 1] != "]":
-            raise json.JSONDecodeError("expected , or ]", text, at)
-    return _Records(name, start, at + 1, values, spans)
+        records.add(value, at, end)
+        at = _after_separator(text, end, "]")
+    records.end = at + 1
+    return records
 
 
-def _object(text: str, start: int) -> list[_Records]:
+def _object(text: str, start: int) -> tuple[list[_Records], int]:
     members: list[_Records] = []
     at = _after_space(text, start + 1)
     while text[at : at + 1] != "}":
@@ -144,17 +152,25 @@ def _object(text: str, start: int) -> list[_Records]:
         if not member.tabular:
             member.start = at  # the name belongs to the text of the block
         members.append(member)
-        at = _after_space(text, member.end)
-        if text[at : at + 1] == ",":
-            at = _after_space(text, at + 1)
-        elif text[at : at + 1] != "}":
-            raise json.JSONDecodeError("expected , or }", text, at)
-    return members
+        at = _after_separator(text, member.end, "}")
+    return members, at + 1
 
 
 def _single(text: str, start: int, name: str) -> _Records:
-    value, end = _value(text, start)
-    return _Records(name, start, end, [value], [(start, end)])
+    records = _Records(name, start)
+    _, records.end = _value(text, start)
+    records.spans.append((start, records.end))
+    return records
+
+
+def _after_separator(text: str, at: int, closing: str) -> int:
+    """Where the next element, or the closing bracket, begins."""
+    at = _after_space(text, at)
+    if text[at : at + 1] == ",":
+        return _after_space(text, at + 1)
+    if text[at : at + 1] != closing:
+        raise json.JSONDecodeError(f"expected , or {closing}", text, at)
+    return at
 
 
 def _value(text: str, at: int) -> tuple[Any, int]:
@@ -168,16 +184,14 @@ def _after_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _table(records: _Records, warnings: Sequence[str] = ()) -> Table | None:
-    """None when the records have more names between them than a table can have columns."""
-    keys: dict[str, None] = {}
-    for record in records.values:
-        keys.update(dict.fromkeys(record))
-        if len(keys) > MOST_COLUMNS:
-            return None
-    order = list(keys)
+def _table(text: str, records: _Records, warnings: Sequence[str] = ()) -> Table:
+    """The records as a table with a column for every name that any of them has."""
+    order = list(records.keys)
     builder = TableBuilder(records.name, column_names(order, len(order)))
-    for record, (start, end) in zip(records.values, records.spans, strict=True):
+    for start, end in records.spans:
+        record, _ = _value(text, _after_space(text, start))
+        if not isinstance(record, dict):
+            record = {"value": record}
         builder.add([_cell(record.get(key)) for key in order], start, end)
     return builder.finish(records.start, records.end, warnings)
 

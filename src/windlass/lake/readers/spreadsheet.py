@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime, time, timedelta
-from typing import Any
 
 from windlass.lake.document import Document
 from windlass.lake.readers.composing import Composer
-from windlass.lake.readers.package import Package
 from windlass.lake.readers.source import Source
 from windlass.lake.readers.tables import (
     INDEXED_ROWS,
-    MOST_COLUMNS,
     TableBuilder,
     column_names,
     first_is_header,
+    tab_separated,
 )
+from windlass.lake.readers.workbook import Workbook
 
 _SAMPLE_ROWS = 100
 _TITLE_ROWS = 20
@@ -25,28 +22,11 @@ _TITLE_ROWS = 20
 
 def read_workbook(source: Source) -> Document:
     """Sheets in order. Charts, macros, hidden names and links to other files are not looked at."""
-    Package(source).check_all()
-    import openpyxl
-
-    source.file.seek(0)
     composer = Composer()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about styles and extensions that do not concern the values
-        workbook = openpyxl.load_workbook(source.file, read_only=True, data_only=True, keep_links=False)
-        for sheet in workbook.worksheets:
-            sheet.reset_dimensions()  # a declared size of a million rows costs a million empty tuples
-            _add_sheet(sheet.title, _rows(sheet), composer)
+    workbook = Workbook(source)
+    for sheet in workbook.sheets:
+        _add_sheet(sheet.name, workbook.rows(sheet), composer)
     return composer.document("xlsx", title=source.stem)
-
-
-def _rows(sheet: Any) -> Iterator[list[str]]:
-    """Rows as text without the empty cells at their ends; rows without any content are left out."""
-    for cells in sheet.iter_rows(values_only=True):
-        row = [_cell(value) for value in cells[:MOST_COLUMNS]]
-        while row and not row[-1]:
-            row.pop()
-        if row:
-            yield row
 
 
 def _add_sheet(name: str, rows: Iterator[list[str]], composer: Composer) -> None:
@@ -56,10 +36,10 @@ def _add_sheet(name: str, rows: Iterator[list[str]], composer: Composer) -> None
     composer.add("heading", name, level=1)
     titles = _title_rows(sample)
     for row in sample[:titles]:
-        composer.add("paragraph", "\t".join(row))
+        composer.add("paragraph", " ".join(row))
     sample = sample[titles:]
     has_header = first_is_header(sample)
-    width = max(len(row) for row in sample)
+    width = max(len(row) for row in sample)  # a longer row further down counts as ragged
     names = column_names(sample[0] if has_header else [], width)
     builder = TableBuilder(name, names)
     lines = _Lines(composer)
@@ -70,8 +50,8 @@ def _add_sheet(name: str, rows: Iterator[list[str]], composer: Composer) -> None
         span = lines.add(row) if index < INDEXED_ROWS else (0, 0)
         if index == 0 and not has_header:
             start = span[0]
-        padded = row if len(row) >= width else [*row, *[""] * (width - len(row))]
-        builder.add(padded, *span)
+        # Empty cells at the end of a row are not stored; their absence is no fault.
+        builder.add(row if len(row) >= width else [*row, *[""] * (width - len(row))], *span)
     table = builder.finish(start, composer.length)
     composer.tables.append(table)
     composer.blocks.extend(builder.blocks())
@@ -85,7 +65,7 @@ class _Lines:
         self._first = True
 
     def add(self, row: Sequence[str]) -> tuple[int, int]:
-        line = "\t".join(" ".join(cell.split()) if ("\n" in cell or "\t" in cell) else cell for cell in row)
+        line = tab_separated(row)
         start = self._composer.add_text(line, "\n\n" if self._first else "\n")
         self._first = False
         return start, start + len(line)
@@ -105,22 +85,3 @@ def _title_rows(rows: Sequence[Sequence[str]]) -> int:
     while count < min(_TITLE_ROWS, len(rows) - 1) and sum(map(bool, rows[count])) <= 1:
         count += 1
     return count
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    if isinstance(value, datetime):
-        midnight = not (value.hour or value.minute or value.second or value.microsecond)
-        return value.date().isoformat() if midnight else value.isoformat(" ", "seconds")
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return str(value)
-    return str(value)

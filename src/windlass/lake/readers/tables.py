@@ -73,6 +73,14 @@ def first_is_header(rows: Sequence[Sequence[str]]) -> bool:
     return len(set(filled)) == len(filled) and not below_cells.issuperset(filled)
 
 
+def tab_separated(row: Sequence[str]) -> str:
+    """A row as one line of text that is never empty; line ends and tabs inside of cells become spaces."""
+    line = "\t".join(row)
+    if "\n" in line or "\r" in line or line.count("\t") >= len(row):
+        line = "\t".join(" ".join(cell.split()) for cell in row)
+    return line or " "
+
+
 class TableBuilder:
     """Takes the rows of one table in order and makes its `Table` and its `rows` blocks.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from windlass.lake.document import Document
 from windlass.lake.readers.composing import Composer
@@ -11,12 +11,13 @@ from windlass.lake.readers.package import Package
 from windlass.lake.readers.source import Source
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 _STRICT_W = "{http://purl.oclc.org/ooxml/wordprocessingml/main}"
 _MAIN_PART = "word/document.xml"
 _TITLE = "{http://purl.org/dc/elements/1.1/}title"
 _HEADING_NAME = re.compile(r"heading (\d)", re.IGNORECASE)
-_SKIPPED = frozenset(("del", "moveFrom", "instrText", "delText", "fldData"))
+_PIECES = ("{*}t", "{*}tab", "{*}br", "{*}cr", "{*}noBreakHyphen", "{*}p")
+# What a tracked change moved away, and the copy of a drawing for older programs.
+_HIDDEN = ("{*}moveFrom", "{*}Fallback")
 
 
 def read_word(source: Source) -> Document:
@@ -55,32 +56,53 @@ class _Body:
         self._end_list()
 
     def _paragraph(self, paragraph: Any) -> None:
-        text = _text(paragraph)
-        if not text.strip():
+        text = _text(paragraph).strip()
+        if not text:
             return
-        level, depth = self._level(paragraph), _list_depth(paragraph)
+        form = _form(paragraph)
+        level = form.outline or self._levels.get(form.style, 0)
+        if form.depth is not None and not level:
+            self._items.append("  " * form.depth + "- " + text)
+            return
+        self._end_list()
         if level:
-            self._end_list()
             self._composer.add("heading", " ".join(text.split()), level=level)
-        elif depth is not None:
-            self._items.append("  " * depth + "- " + text.strip())
         else:
-            self._end_list()
             self._composer.add("paragraph", text)
 
     def _end_list(self) -> None:
-        self._composer.add("list", "\n".join(self._items))
-        self._items.clear()
+        if self._items:
+            self._composer.add("list", "\n".join(self._items))
+            self._items.clear()
 
-    def _level(self, paragraph: Any) -> int:
-        properties = _child(paragraph, "pPr")
-        if properties is None:
-            return 0
-        outline = _child(properties, "outlineLvl")
-        if outline is not None and (_value(outline) or "9").isdigit() and int(_value(outline) or 9) < 9:
-            return int(_value(outline) or 9) + 1
-        style = _child(properties, "pStyle")
-        return self._levels.get(_value(style) or "", 0) if style is not None else 0
+
+class _Form(NamedTuple):
+    """What a paragraph's properties say: style id, outline level from 1 (0: none), depth in a list."""
+
+    style: str = ""
+    outline: int = 0
+    depth: int | None = None
+
+
+def _form(paragraph: Any) -> _Form:
+    if not len(paragraph) or _local(paragraph[0]) != "pPr":
+        return _Form()
+    style, outline = "", 0
+    depth: int | None = None
+    for entry in paragraph[0]:
+        name = _local(entry)
+        if name == "pStyle":
+            style = _value(entry)
+            if style.startswith("List") and depth is None:
+                depth = 0
+        elif name == "outlineLvl" and _value(entry).isdigit() and int(_value(entry)) < 9:
+            outline = int(_value(entry)) + 1
+        elif name == "numPr":
+            depth = 0
+            for part in entry:
+                if _local(part) == "ilvl" and _value(part).isdigit():
+                    depth = min(int(_value(part)), 8)
+    return _Form(style, outline, depth)
 
 
 def _heading_levels(package: Package) -> dict[str, int]:
@@ -89,18 +111,16 @@ def _heading_levels(package: Package) -> dict[str, int]:
     parents: dict[str, str] = {}
     if "word/styles.xml" not in package:
         return levels
-    for style in package.events("word/styles.xml"):
-        if _local(style) != "style":
-            continue
-        identity = _attribute(style, "styleId") or ""
-        name, based_on = _child(style, "name"), _child(style, "basedOn")
-        if based_on is not None:
-            parents[identity] = _value(based_on) or ""
-        written = (_value(name) or "") if name is not None else ""
-        if found := _HEADING_NAME.match(written):
-            levels[identity] = max(1, int(found.group(1)))
-        elif written.lower() == "title":
-            levels[identity] = 1
+    for style in package.events("word/styles.xml", "{*}style"):
+        identity = _attribute(style, "styleId")
+        for entry in style:
+            if _local(entry) == "basedOn":
+                parents[identity] = _value(entry)
+            elif _local(entry) == "name":
+                if found := _HEADING_NAME.match(_value(entry)):
+                    levels[identity] = max(1, int(found.group(1)))
+                elif _value(entry).lower() == "title":
+                    levels[identity] = 1
     for identity in parents:
         ancestor, steps = identity, 0
         while ancestor not in levels and ancestor in parents and steps < 20:
@@ -119,27 +139,23 @@ def _is_top_level(element: Any) -> bool:
 
 
 def _text(element: Any) -> str:
-    """The visible text below an element, in order, walked without recursion."""
+    """The visible text below an element, in order."""
     parts: list[str] = []
-    stack = [element]
-    while stack:
-        node = stack.pop()
-        if not isinstance(node.tag, str) or node.tag == _FALLBACK:
+    hidden = next(element.iter(*_HIDDEN), None) is not None  # rare, and dear to look for at every piece
+    for piece in element.iter(*_PIECES):
+        if hidden and next(piece.iterancestors(*_HIDDEN), None) is not None:
             continue
-        name = _local(node)
-        if name in _SKIPPED:
-            continue
+        name = _local(piece)
         if name == "t":
-            parts.append(node.text or "")
-        elif name in ("tab", "ptab"):
-            parts.append("\t" if _local(node.getparent()) == "r" else "")
+            parts.append(piece.text or "")
+        elif name == "tab":
+            parts.append("\t" if _local(piece.getparent()) == "r" else "")
         elif name in ("br", "cr"):
             parts.append("\n")
-        elif name in ("noBreakHyphen", "softHyphen"):
-            parts.append("-" if name == "noBreakHyphen" else "")
-        elif name == "p" and parts and node is not element:
+        elif name == "noBreakHyphen":
+            parts.append("-")
+        elif parts and piece is not element:  # a paragraph in a cell, a note or a text box
             parts.append("\n")
-        stack.extend(reversed(node))
     return "".join(parts)
 
 
@@ -157,24 +173,11 @@ def _rows(table: Any) -> list[str]:
     return lines
 
 
-def _list_depth(paragraph: Any) -> int | None:
-    properties = _child(paragraph, "pPr")
-    if properties is None:
-        return None
-    numbering = _child(properties, "numPr")
-    if numbering is not None:
-        depth = _child(numbering, "ilvl")
-        written = (_value(depth) if depth is not None else None) or "0"
-        return min(int(written), 8) if written.isdigit() else 0
-    style = _child(properties, "pStyle")
-    return 0 if style is not None and (_value(style) or "").startswith("List") else None
-
-
 def _add_notes(package: Package, part: str, composer: Composer) -> None:
     if part not in package:
         return
-    for note in package.events(part):
-        if _local(note) in ("footnote", "endnote") and _attribute(note, "type") is None:
+    for note in package.events(part, "{*}footnote", "{*}endnote"):
+        if not _attribute(note, "type"):  # separators have one
             composer.add("paragraph", _text(note))
 
 
@@ -187,20 +190,15 @@ def _core_title(package: Package) -> str:
 
 
 def _local(element: Any) -> str:
-    """The name without its namespace, for the two namespaces that Word has; other names never collide."""
+    """The name without its namespace: Word has two for the same names."""
     tag = element.tag
     return tag.rsplit("}", 1)[-1] if isinstance(tag, str) else ""
 
 
-def _child(element: Any, name: str) -> Any:
-    found = element.find(_W + name)
-    return found if found is not None else element.find(_STRICT_W + name)
+def _attribute(element: Any, name: str) -> str:
+    """An attribute of either of Word's two namespaces; empty when it is missing."""
+    return element.get(_W + name) or element.get(_STRICT_W + name) or ""
 
 
-def _attribute(element: Any, name: str) -> str | None:
-    value: str | None = element.get(_W + name)
-    return value if value is not None else element.get(_STRICT_W + name)
-
-
-def _value(element: Any) -> str | None:
+def _value(element: Any) -> str:
     return _attribute(element, "val")
