@@ -58,9 +58,9 @@ def passages_note(overview: Overview) -> str:
     if not overview.passages:
         return "nothing searchable yet"
     if overview.encoder is None:
-        return "found by words"
+        return "by words"
     if done >= wanted:
-        return "found by words and meaning"
+        return "by words and meaning"
     return f"by meaning: {100 * done // wanted} %"
 
 
