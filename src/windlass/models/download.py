@@ -24,7 +24,7 @@ from windlass.models import package_index
 from windlass.models.package_index import IndexSettings, redact
 from windlass.models.registry import KnownModel
 
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 _CONNECT_SECONDS = 15.0
 _TRIES_WITHOUT_A_BYTE = 4
 _PAUSE_SECONDS = 0.5
@@ -82,7 +82,7 @@ def sha256_of(path: Path, progress: Progress | None = None, stage: str = "") -> 
     """SHA-256 of a file; advances `stage` by bytes read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(4 * BLOCK):
+        while block := file.read(16 * BLOCK):
             digest.update(block)
             if progress is not None:
                 check_cancelled(progress)

