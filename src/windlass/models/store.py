@@ -25,7 +25,6 @@ from windlass.core.errors import ModelError, NotFound, StorageError, UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.core.storage import LOCAL_DISK, free_bytes, write_atomic
 from windlass.models.registry import Kind, KnownModel, ModelFile, Registry
-from windlass.models.safetensors_file import read_header
 
 _FORMAT = 1
 _RECEIPT = "windlass-model.json"
@@ -97,10 +96,13 @@ def locate(name_or_path: str | Path, *, registry: Registry | None = None) -> Pat
     if model is not None:
         return _installed(model).path
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return _locate_in_folder(path)
-    if path.is_file():
-        return _check_file(path)
+    try:
+        if path.is_dir():
+            return _locate_in_folder(path)
+        if path.is_file():
+            return _check_file(path)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     raise NotFound(
         f"there is no model named {str(name_or_path)!r} and no such file or folder",
         hint=f"known models: {', '.join(registry.names())}",
@@ -135,6 +137,9 @@ def pull(
     model = _known(name, registry)
     progress = progress or Silent()
     root = models_folder()
+    with contextlib.suppress(ModelError):
+        if (found := _installed(model)).verified:
+            return found
     with _mapped_errors(root):
         (root / ".downloads").mkdir(parents=True, exist_ok=True)
         with _locked(root / ".downloads" / f"{model.name}.lock", model, progress):
@@ -159,7 +164,8 @@ def verify(name: str, *, progress: Progress | None = None, registry: Registry | 
     _installed(model)
     damaged = _first_damaged(model, progress or Silent())
     if damaged is not None:
-        (_folder(model) / _RECEIPT).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (_folder(model) / _RECEIPT).unlink()
         raise ModelError(f"model file damaged: {damaged} has another hash than expected", hint=_pull_hint(model))
     with contextlib.suppress(StorageError):  # a cache that cannot be written is still good
         _write_receipt(model, _folder(model))
@@ -267,7 +273,11 @@ def _first_damaged(model: KnownModel, progress: Progress) -> Path | None:
     progress.start(stage, model.installed_bytes, "bytes")
     for file in model.files:
         path = _folder(model) / file.name
-        if sha256_of(path, progress, stage) != file.sha256:
+        try:
+            good = sha256_of(path, progress, stage) == file.sha256
+        except OSError:
+            good = False  # a disk that cannot give the bytes back has lost them
+        if not good:
             return path
     progress.finish(stage)
     return None
@@ -429,6 +439,8 @@ def _try_lock(file: IO[bytes]) -> bool:
 
 
 def _locate_in_folder(folder: Path) -> Path:
+    from windlass.models.safetensors_file import read_header
+
     names = sorted(path.name for path in folder.iterdir())
     weights = [name for name in names if name.endswith(".safetensors")]
     decoders = [name for name in names if name.endswith(".gguf")]
