@@ -87,8 +87,7 @@ class BertEncoder:
 
         Args:
             path: The folder.
-            threads: Batches worked on at the same time; default: the physical cores, at most 4. The matrix
-                products
+            threads: Batches worked on at the same time; default: the physical cores, at most 4. The matrix products
                 use the threads of NumPy's BLAS in any case (`OPENBLAS_NUM_THREADS` and its like set those).
 
         Raises:
