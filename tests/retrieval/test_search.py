@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from windlass.core.workspace import Workspace
+from windlass.retrieval.coverage import Coverage
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.hybrid import HybridRetriever
 from windlass.retrieval.lexical import LexicalIndex
 from windlass.retrieval.match import match_expression
+from windlass.retrieval.passage_store import load_passages
+from windlass.retrieval.types import Passage
 
 DIM = 16
 
@@ -114,17 +117,77 @@ def test_operators_and_symbols_are_only_text(workspace: Workspace, query: str) -
     assert hits.ids.shape == (1, 3)
 
 
-def test_fusion_is_reciprocal_rank_and_rows_are_not_punished(workspace: Workspace) -> None:
-    _fill(workspace, [f"crane number {n}" for n in range(30)], rows=["vessel: Maren Kirstine; crane: 7"])
-    lexical, dense = LexicalIndex(workspace), DenseIndex(workspace, HashEncoder())
+def test_the_score_is_the_sum_of_its_three_parts(workspace: Workspace) -> None:
+    texts = [f"crane number {n}" for n in range(30)]
+    _fill(workspace, texts, rows=["vessel: Maren Kirstine; crane: 7"])
+    encoder = HashEncoder()
+    lexical, dense = LexicalIndex(workspace), DenseIndex(workspace, encoder)
     query = "which crane did the Maren Kirstine use"
     hits = HybridRetriever(workspace, lexical, dense).search([query], 31, trace=True)
     assert hits.trace is not None
+    fused = {
+        passage: sum(1 / (5 + rank) for rank in ranks.values()) * (2 if passage == 31 else 1)
+        for passage, ranks in hits.trace[0].items()
+    }
+    passages = load_passages(workspace, list(fused))
+    coverage = Coverage(query, lexical.idf)
+    question = encoder.encode_queries([query])[0]
     for passage, score in zip(hits.ids[0], hits.scores[0], strict=True):
-        ranks = hits.trace[0][int(passage)]
-        expected = sum(1 / (60 + rank) for rank in ranks.values()) * (2 if passage == 31 else 1)
-        assert abs(score - expected) < 1e-6
-    assert hits.ids[0][0] == 31
+        passage = int(passage)
+        near = encoder.encode_passages([texts[passage - 1]])[0] @ question if passage != 31 else 0.4
+            0.4
+            if passage == 31
+            else float(encoder.encode_passages([texts[passage - 1]])[0] @ encoder.encode_queries([query])[0])
+        )
+        expected = fused[passage] / max(fused.values()) + float(near) + coverage.of(passages[passage])
+        assert abs(score - expected) < 2e-3  # vectors are stored as float16
+    assert hits.ids[0][0] == 31  # a row that holds the name is not punished for having no vector
+
+
+def _passage(text: str, kind: str = "prose", title: str = "", source: str = "a.txt") -> Passage:
+    return Passage(1, 1, source, 0, len(text), title, text, kind)
+
+
+def test_coverage_is_the_weighted_share_of_the_question() -> None:
+    idf = {"crane": 3.0, "inspected": 1.0}
+    coverage = Coverage("When was the crane inspected?", lambda words: {word: idf.get(word, 0.0) for word in words})
+    assert coverage.of(_passage("Cranes are inspected.")) == 1.0
+    assert coverage.of(_passage("the crane")) == pytest.approx(3 / 4)
+    assert coverage.of(_passage("they were inspected", title="Cranes")) == 1.0
+    assert coverage.of(_passage("they were inspected", source="log/crane_4.txt")) == 1.0
+    assert coverage.of(_passage("nothing")) == 0.0
+    assert Coverage("the of and?", lambda words: dict.fromkeys(words, 1.0)).of(_passage("the of and")) == 0.0
+
+
+def test_rows_are_judged_by_their_best_row() -> None:
+    coverage = Coverage("Maren Kirstine draught", lambda words: dict.fromkeys(words, 1.0))
+    spread = "name: Maren; draught: 7\nname: Kirstine; draught: 8"
+    together = "name: Sea Lark; draught: 7\nname: Maren Kirstine; draught: 8"
+    assert coverage.of(_passage(spread, "rows")) == pytest.approx(2 / 3)
+    assert coverage.of(_passage(together, "rows")) == 1.0
+
+
+@pytest.mark.parametrize("written", ["2024-12-24", "24 December 2024", "December 24, 2024", "24.12.2024"])
+def test_a_date_counts_however_it_is_written(written: str) -> None:
+    coverage = Coverage("How high was the water on Christmas Eve 2024?", lambda words: dict.fromkeys(words, 1.0))
+    right = coverage.of(_passage(f"date: {written}; height: 5.32", "rows"))
+    assert right > coverage.of(_passage("date: 2024-12-25; height: 5.32", "rows"))
+    assert right > coverage.of(_passage("date: 2023-12-24; height: 5.32", "rows"))
+
+
+@pytest.mark.parametrize(
+    ("query", "phrase"),
+    [
+        ("Who sent INV-2024-00603?", '"inv 2024 00603"'),
+        ("What is the IMO number of the Maren Kirstine?", '"maren kirstine"'),
+        ("the draught at South Quay 2", '"south quay 2"'),
+        ("restart radar 2", '"radar 2"'),
+        ("tide on 3 May 2024", '"2024 05 03"'),
+        ("tide on Boxing Day 2023", '"2023 12 26"'),
+    ],
+)
+def test_things_that_belong_together_are_phrases(query: str, phrase: str) -> None:
+    assert phrase in match_expression(query).split(" OR ")
 
 
 def test_without_an_encoder_search_is_lexical(workspace: Workspace) -> None:

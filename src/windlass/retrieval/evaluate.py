@@ -302,8 +302,8 @@ def _parse_lines(path: Path) -> Iterator[GoldQuestion]:
                 id=str(fields.get("id", number)),
                 question=fields["question"],
                 answers=tuple(dict.fromkeys(str(answer) for answer in answers if answer not in (None, ""))),
-                files=_texts(fields.get("file")),
-                quotes=_texts(fields.get("quote")),
+                files=_texts([*(fields.get("files") or _texts(fields.get("file"))), *(fields.get("also") or [])]),
+                quotes=_texts(fields.get("quotes") or fields.get("quote")),
                 kind=str(fields.get("kind") or "plain"),
             )
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:

@@ -17,7 +17,7 @@ _MOST_WORDS = 48
 _MOST_PHRASES = 16
 _WORD = re.compile(r"[^\W_]+")
 _CODE = re.compile(r"(?=[^\s]*\d)[^\W_]+(?:[-./:_][^\W_]+)+")
-_NAME = re.compile(r"\b[^\W\d_a-z][\w'’]*(?: (?:[^\W\d_a-z][\w'’]*|\d+[A-Za-z]?\b))+")
+_NAME = re.compile(r"\b[^\W\d_a-z][\w']*(?: (?:[^\W\d_a-z][\w']*|\d+[A-Za-z]?\b))+")
 _NUMBERED = re.compile(r"\b([^\W\d_]{3,}) (\d{1,4}[A-Za-z]?)\b")
 _FIXED_DAYS = {
     "christmas eve": "24 December",
@@ -27,9 +27,7 @@ _FIXED_DAYS = {
     "new year's day": "1 January",
 }
 _FIXED_DAY = re.compile("|".join(_FIXED_DAYS), re.IGNORECASE)
-_MONTHS = (
-    "January February March April May June July August September October November December".split()
-)  # fmt: skip
+_MONTHS = "January February March April May June July August September October November December".split()
 
 
 def match_expression(query: str, *, keep_stop_words: bool = False) -> str:
@@ -54,7 +52,7 @@ def match_expression(query: str, *, keep_stop_words: bool = False) -> str:
 
 def phrases(query: str) -> Iterator[str]:
     """The word sequences of `query` that belong together, dates in all their forms first."""
-    head = _FIXED_DAY.sub(lambda match: _FIXED_DAYS[match.group().lower()], query[:2000].replace("’", "'"))
+    head = with_plain_dates(query[:2000])
     for readings in facts(head).dates:
         for year, month, day in sorted(readings, key=str):
             if month and day:
@@ -65,6 +63,11 @@ def phrases(query: str) -> Iterator[str]:
     for thing, number in _NUMBERED.findall(head):
         if not is_stop_word(thing):
             yield f"{thing} {number}"
+
+
+def with_plain_dates(text: str) -> str:
+    """`text` with typewriter apostrophes and days of fixed date named by it: `Christmas Eve` -> `24 December`."""
+    return _FIXED_DAY.sub(lambda match: _FIXED_DAYS[match.group().lower()], text.replace("\u2019", "'"))
 
 
 def _written_dates(year: int | None, month: int, day: int) -> Iterator[str]:

@@ -30,6 +30,7 @@ from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.hybrid import HybridRetriever
 from windlass.retrieval.lexical import LexicalIndex
 from windlass.retrieval.overview import FileInfo, Overview, list_files, overview
+from windlass.retrieval.passage_store import load_passages
 from windlass.retrieval.types import Answer, Hit, Hits, Passage
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ class Pipeline:
         Raises:
             NotFound: It is not there (any more).
         """
-        found = self._passages([passage_id])
+        found = load_passages(self.workspace, [passage_id])
         if passage_id not in found:
             raise NotFound(f"no passage {passage_id}", hint="its file may have changed; search again")
         return found[passage_id]
@@ -345,48 +346,13 @@ class Pipeline:
         return self._dense
 
     def _hits(self, hits: Hits) -> list[Hit]:
-        found = self._passages([int(passage) for passage in hits.ids[0] if passage >= 0])
+        found = load_passages(self.workspace, [int(passage) for passage in hits.ids[0] if passage >= 0])
         ranks = hits.trace[0] if hits.trace else {}
         return [
             Hit(found[int(passage)], float(score), ranks.get(int(passage), {}))
             for passage, score in zip(hits.ids[0], hits.scores[0], strict=True)
             if int(passage) in found
         ]
-
-    def _passages(self, ids: list[int]) -> dict[int, Passage]:
-        marks = ", ".join("?" * len(ids))
-        with self.workspace.reading() as connection:
-            rows = connection.execute(
-                "SELECT chunks.id, document_id, start, end, heading, text, kind, page, first_row, last_row, (SELECT"
-                f" name FROM tables WHERE tables.id = table_id) FROM chunks WHERE chunks.id IN ({marks})",
-                ids,
-            ).fetchall()
-            documents = sorted({row[1] for row in rows})
-            paths: dict[int, list[str]] = {doc: [] for doc in documents}
-            for doc, path in connection.execute(
-                "SELECT document_id, path FROM files WHERE document_id IN"
-                f" ({', '.join('?' * len(documents))}) ORDER BY length(path), path",
-                documents,
-            ):
-                paths[doc].append(path)
-        passages = {}
-        for row in rows:
-            names = paths[row[1]] or [""]
-            passages[row[0]] = Passage(
-                id=row[0],
-                doc_id=row[1],
-                source=names[0],
-                start=row[2],
-                end=row[3],
-                title=row[4],
-                text=row[5],
-                kind=row[6],
-                page=row[7],
-                rows=None if row[8] is None else (row[8], row[9]),
-                table=row[10],
-                also=tuple(names[1:]),
-            )
-        return passages
 
     def _coverage_notices(self) -> tuple[str, ...]:
         notices = list(self.notices)
