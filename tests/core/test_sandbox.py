@@ -146,7 +146,7 @@ def test_unforeseen_errors_keep_the_worker(target: str) -> None:
     ],
 )
 def test_caps_kill_the_worker_and_the_next_item_works(target: str, what: str, value: int | None, expected: str) -> None:
-    limits = Limits(seconds=1.0 if expected == "timeout" else 30.0, memory_bytes=64 << 20)
+    limits = Limits(seconds=0.7 if expected == "timeout" else 30.0, memory_bytes=64 << 20)
     with Sandbox(target, workers=1, limits=limits) as sandbox:
         error = failure(sandbox, what, value)
         assert isinstance(error, ReadError) and error.reason == expected and what in str(error)
@@ -154,7 +154,7 @@ def test_caps_kill_the_worker_and_the_next_item_works(target: str, what: str, va
 
 
 def test_a_killed_worker_takes_its_children_along(target: str, tmp_path: Path) -> None:
-    with Sandbox(target, workers=1, limits=Limits(seconds=2)) as sandbox:
+    with Sandbox(target, workers=1, limits=Limits(seconds=1)) as sandbox:
         assert reason(sandbox, "spawn") == "timeout"
     grandchild = int((tmp_path / "grandchild").read_text())
     assert wait_for(lambda: not running(grandchild))

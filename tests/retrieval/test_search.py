@@ -135,10 +135,6 @@ def test_the_score_is_the_sum_of_its_three_parts(workspace: Workspace) -> None:
     for passage, score in zip(hits.ids[0], hits.scores[0], strict=True):
         passage = int(passage)
         near = encoder.encode_passages([texts[passage - 1]])[0] @ question if passage != 31 else 0.4
-            0.4
-            if passage == 31
-            else float(encoder.encode_passages([texts[passage - 1]])[0] @ encoder.encode_queries([query])[0])
-        )
         expected = fused[passage] / max(fused.values()) + float(near) + coverage.of(passages[passage])
         assert abs(score - expected) < 2e-3  # vectors are stored as float16
     assert hits.ids[0][0] == 31  # a row that holds the name is not punished for having no vector

@@ -25,6 +25,7 @@ _SAMPLE_CHARACTERS = 64 << 10
 _SAMPLE_ROWS = 100
 _PREAMBLE_ROWS = 20
 _RECOVERIES = 20
+_LONGEST_ROW = 1_000_000
 
 # One cell may be as large as a file; the module's own limit is 128 KB.
 csv.field_size_limit(4 * TEXT_BYTES)
@@ -36,9 +37,8 @@ def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
     delimiter = find_delimiter(text[:_SAMPLE_CHARACTERS], kind)
     rows = _Rows(text, delimiter)
     sample = rows.take(_SAMPLE_ROWS)
-    if not sample or max(len(row) for row, _, _ in sample) > MOST_COLUMNS:
+    if odd := _no_table(sample):
         document = read_text(source, decoded)
-        odd = (f"more than {MOST_COLUMNS:,} columns; read as text",) if sample else ()
         return replace(document, kind=kind, warnings=(*document.warnings, *odd))
     preamble = _preamble_length([row for row, _, _ in sample])
     sample = sample[preamble:]
@@ -66,6 +66,17 @@ def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
         encoding=decoded.encoding,
         warnings=decoded.warnings,
     )
+
+
+def _no_table(sample: list[tuple[list[str], int, int]]) -> tuple[str, ...]:
+    """Why these rows are read as text: a remark for people, empty for a table."""
+    if not sample:
+        return ("no rows; read as text",)
+    if max(len(row) for row, _, _ in sample) > MOST_COLUMNS:
+        return (f"more than {MOST_COLUMNS:,} columns; read as text",)
+    if max(end - start for _, start, end in sample) > _LONGEST_ROW:
+        return (f"a row of more than {_LONGEST_ROW:,} characters; read as text",)
+    return ()
 
 
 def find_delimiter(sample: str, kind: str) -> str:

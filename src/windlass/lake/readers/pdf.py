@@ -20,6 +20,7 @@ _HEADING_CHARACTERS = 150
 _PARAGRAPH_GAP = 1.6
 _HYPHENS = {"\ufffe": "-", "\x02": "-", "\ufeff": ""}
 _LEVELS = 4
+_NO_TITLES = frozenset(("untitled", "(anonymous)", "unknown"))  # what programs write for want of one
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
 
 
@@ -56,6 +57,8 @@ def read_pdf(source: Source) -> Document:
             except pypdfium2.PdfiumError:
                 damaged += 1
         title = str(pdf.get_metadata_value("Title") or "").strip()
+        if title.lower() in _NO_TITLES:
+            title = ""
     finally:
         pdf.close()
     if damaged:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from windlass.lake.document import Block, Document, Table
-from windlass.lake.readers.composing import blocks_of
+from windlass.lake.readers.composing import blocks_of, without_surrogates
 from windlass.lake.readers.encoding import Decoded
 from windlass.lake.readers.source import Source
 from windlass.lake.readers.tables import MOST_COLUMNS, TableBuilder, column_names
@@ -17,6 +17,7 @@ from windlass.lake.readers.text import read_text
 
 _SPACE = re.compile(r"[ \t\n\r]*+")
 _LINE = re.compile(r"[^\r\n]++")
+_HALF_CHARACTER = re.compile(r"\\u[dD][89abAB]")  # half of a pair, which alone is no character
 _DECODER = json.JSONDecoder()
 _BAD_LINE_SHARE = 0.2
 _BLOCK_CHARACTERS = 1500
@@ -167,8 +168,10 @@ def _after_separator(text: str, at: int, closing: str) -> int:
     """Where the next element, or the closing bracket, begins."""
     at = _after_space(text, at)
     if text[at : at + 1] == ",":
-        return _after_space(text, at + 1)
-    if text[at : at + 1] != closing:
+        at = _after_space(text, at + 1)
+        if text[at : at + 1] == closing:
+            raise json.JSONDecodeError("a comma before the end", text, at)
+    elif text[at : at + 1] != closing:
         raise json.JSONDecodeError(f"expected , or {closing}", text, at)
     return at
 
@@ -187,12 +190,15 @@ def _after_space(text: str, at: int) -> int:
 def _table(text: str, records: _Records, warnings: Sequence[str] = ()) -> Table:
     """The records as a table with a column for every name that any of them has."""
     order = list(records.keys)
-    builder = TableBuilder(records.name, column_names(order, len(order)))
+    names = column_names([without_surrogates(key) for key in order], len(order))
+    builder = TableBuilder(without_surrogates(records.name), names)
+    halves = _HALF_CHARACTER.search(text) is not None
     for start, end in records.spans:
         record, _ = _value(text, _after_space(text, start))
         if not isinstance(record, dict):
             record = {"value": record}
-        builder.add([_cell(record.get(key)) for key in order], start, end)
+        cells = [_cell(record.get(key)) for key in order]
+        builder.add(list(map(without_surrogates, cells)) if halves else cells, start, end)
     return builder.finish(records.start, records.end, warnings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 
 from windlass.lake.document import Document
 from windlass.lake.readers.composing import Composer
@@ -30,7 +31,7 @@ def read_workbook(source: Source) -> Document:
 
 
 def _add_sheet(name: str, rows: Iterator[list[str]], composer: Composer) -> None:
-    sample = [row for row, _ in zip(rows, range(_SAMPLE_ROWS), strict=False)]
+    sample = list(islice(rows, _SAMPLE_ROWS))
     if not sample:
         return
     composer.add("heading", name, level=1)
@@ -46,7 +47,7 @@ def _add_sheet(name: str, rows: Iterator[list[str]], composer: Composer) -> None
     start = composer.length
     if has_header:
         start, _ = lines.add(sample[0])
-    for index, row in enumerate(_chained(sample[1:] if has_header else sample, rows)):
+    for index, row in enumerate(chain(sample[1:] if has_header else sample, rows)):
         span = lines.add(row) if index < INDEXED_ROWS else (0, 0)
         if index == 0 and not has_header:
             start = span[0]
@@ -69,11 +70,6 @@ class _Lines:
         start = self._composer.add_text(line, "\n\n" if self._first else "\n")
         self._first = False
         return start, start + len(line)
-
-
-def _chained(first: Sequence[list[str]], rest: Iterator[list[str]]) -> Iterator[list[str]]:
-    yield from first
-    yield from rest
 
 
 def _title_rows(rows: Sequence[Sequence[str]]) -> int:

@@ -48,7 +48,7 @@ def column_names(header: Sequence[str], width: int) -> tuple[str, ...]:
 def first_is_header(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the first of some rows names the columns: it is text where those below are numbers or dates.
 
-    Without such evidence a first row of distinct, filled cells is taken for one, as tables usually have one.
+    Without such evidence a first row whose cells differ is taken for one, as tables usually have one.
     """
     if not rows:
         return False
@@ -62,15 +62,20 @@ def first_is_header(rows: Sequence[Sequence[str]]) -> bool:
             continue
         if not looks_typed(cell):
             for_it += 1
-        elif not (len(cell.strip()) == 4 and cell.strip().isdigit()):  # years may well name columns
+        elif not _is_year(cell):
             against += 1
     if for_it or against:
         return for_it > against
     filled = [cell.strip() for cell in first if cell.strip()]
-    if not filled or any(map(looks_typed, filled)):
+    if not filled or any(looks_typed(cell) and not _is_year(cell) for cell in filled):
         return False
     below_cells = {cell.strip() for row in below for cell in row}
-    return len(set(filled)) == len(filled) and not below_cells.issuperset(filled)
+    return 2 * len(set(filled)) > len(filled) and not below_cells.issuperset(filled)
+
+
+def _is_year(cell: str) -> bool:
+    """Years are the numbers that do name columns."""
+    return len(cell.strip()) == 4 and cell.strip().isdecimal()
 
 
 def tab_separated(row: Sequence[str]) -> str:
