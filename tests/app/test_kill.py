@@ -18,6 +18,7 @@ import pytest
 
 import windlass
 from tests.children import Child, quick_folder
+from tests.direct_sandbox import DirectSandbox
 from tests.index_content import Rows, check_no_unused_vectors, check_whole, content, rows
 from tests.retrieval.test_indexing import CountingEncoder, StopsAt
 from windlass.app import lift as lift_module
@@ -134,6 +135,7 @@ def many_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(scan_module, "_COMMIT_EVERY", 3)
     monkeypatch.setattr(indexing, "_COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(indexing, "_EMBED_BATCH", 4)
+    monkeypatch.setattr(indexing, "Sandbox", DirectSandbox)
     yield
 
 
@@ -194,7 +196,7 @@ def check_killed_command(base: Path, points: int) -> None:
     folder = base / "folder"
     folder.mkdir()
     chance = random.Random(points)
-    fill(folder, chance, 200)
+    fill(folder, chance, 80)
     for _ in range(points):
         process = start("up", folder, "--no-web", "--offline")
         tree = psutil.Process(process.pid)
@@ -289,7 +291,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_said_in_one_line_and_the_next_run_goes_on(small_disk: Path) -> None:
     ballast = small_disk / "ballast.bin"
     ballast.write_bytes(os.urandom(1_500_000))
-    fill(small_disk, random.Random(0), 60)
+    fill(small_disk, random.Random(0), 40)
     full = run("up", small_disk, "--no-web", "--offline")
     assert full.returncode == 1, full.stderr
     assert "space" in one_line(full.stderr)
@@ -298,7 +300,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_next_run_goes_on(small_disk: Pa
     assert again.returncode == 0, again.stderr
     with Workspace.open(small_disk) as workspace:
         check_whole(workspace)
-        assert rows(workspace, "SELECT count(*) FROM files WHERE state = 'parsed'") == [(61,)]
+        assert rows(workspace, "SELECT count(*) FROM files WHERE state = 'parsed'") == [(41,)]
 
 
 # --- keeping up
