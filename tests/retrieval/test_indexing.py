@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.direct_sandbox import DirectSandbox
 from tests.index_content import Rows, check_no_unused_vectors, check_whole, content, rows
 from windlass.core.errors import Cancelled, StorageError, WorkspaceError
 from windlass.core.paths import to_text
 from windlass.core.progress import Progress, Silent
-from windlass.core.sandbox import Sandbox
 from windlass.lake import scan as scan_module
 from windlass.retrieval import indexing
 from windlass.retrieval.pipeline import Pipeline
@@ -45,12 +45,23 @@ class CountingEncoder:
         raise AssertionError("not used here")
 
 
+@pytest.fixture(autouse=True)
+def direct_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_readers" not in request.fixturenames:
+        monkeypatch.setattr(indexing, "Sandbox", DirectSandbox)
+
+
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def real_readers() -> None:
+    """Ask for it to have files read by child processes, as in earnest."""
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch, direct_reading: None) -> list[str]:
     """The names of the files that readers were given, in order."""
     names: list[str] = []
 
-    class RecordingSandbox(Sandbox):
+    class RecordingSandbox(indexing.Sandbox):  # type: ignore[misc, name-defined]
         def map(self, items, *, progress=None):  # type: ignore[no-untyped-def]
             taken = list(items)
             names.extend(os.path.basename(path) for (path,) in taken)
@@ -234,7 +245,9 @@ def test_an_unchanged_folder_costs_no_read_and_few_statements(
 # --- what cannot be read
 
 
-def test_files_that_fail_are_named_and_do_not_stop_the_others(pipeline: Pipeline, reads: list[str]) -> None:
+def test_files_that_fail_are_named_and_do_not_stop_the_others(
+    pipeline: Pipeline, real_readers: None, reads: list[str]
+) -> None:
     write(pipeline, "good.md", "# Fine\n\nThe crane works.\n")
     write(pipeline, "broken.pdf", b"%PDF-1.7 no pdf at all")
     write(pipeline, "broken.docx", b"PK\x03\x04 no archive")
@@ -269,7 +282,7 @@ def test_a_failed_file_that_is_mended_is_read(pipeline: Pipeline) -> None:
 def during_reading(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Have `act` happen after the scan and before the first file is read."""
 
-    class InterruptedSandbox(Sandbox):
+    class InterruptedSandbox(indexing.Sandbox):  # type: ignore[misc, name-defined]
         def map(self, items, *, progress=None):  # type: ignore[no-untyped-def]
             act()
             return super().map(items, progress=progress)
@@ -294,7 +307,7 @@ def test_a_file_that_changes_before_it_is_read_is_not_stored_under_the_old_hash(
 
 @pytest.mark.parametrize("kind", ["delete", "folder", "link", "pipe"])
 def test_a_file_that_is_replaced_before_it_is_read(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, real_readers: None, kind: str
 ) -> None:
     (tmp_path / "secret.txt").write_text("a secret outside")
     path = write(pipeline, "a.txt", "some words")

@@ -6,7 +6,9 @@ Errors that a person can do something about are one line on standard error and a
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -34,18 +36,32 @@ for command in (up, ask, search, serve, evaluate, models, systems, bench, doctor
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so under `nohup`
+    if interruptible:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except WindlassError as error:
         print(f"windlass: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         print("windlass: stopped; what was finished is kept", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output went away (`windlass search ... | head`): not an error, and nothing to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    finally:
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C. No `KeyboardInterrupt`: typer would end on that without a word."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted
 
 
 if __name__ == "__main__":
