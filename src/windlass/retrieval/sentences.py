@@ -20,17 +20,24 @@ _HEADING = re.compile(r"\s{0,3}#{1,6}\s+\S")
 _RULE = re.compile(r"\s*(?:[-=_*~]{3,}|```.*|~~~.*)\s*$")
 _FIELD = re.compile(r"\s*[^\W\d_][\w /().-]{0,38}\s?:\s+\S")
 _TABLE_ROW = re.compile(r"\s*\|.*\|\s*$|[^|]*\|[^|]*\|.*$|[^\t]+\t+[^\t]+\t.*$")
-_STOP = re.compile(r"(?:[.!?…]+[\"'”’»)\]*_]*)(?=\s)|[。！？]+[」』”’）]*")
+# A stop, and no small letter after it. One class in front, because the engine skips to it; then the two cases.
+_STOP = re.compile(
+    r"[.!?…。！？](?:(?<=[.!?…])[.!?…]*[\"'”’»)\]*_]*(?=\s)(?![\s\"'“‘«(\[*_]*[a-z])|(?<=[。！？])[。！？]*[」』”’）]*)"
+)
 _WORD_BEFORE = re.compile(r"[^\s(\[\"'“‘«]+$")
 _WORD_AFTER = re.compile(r"[\s\"'“‘«(\[*_]*([^\s]*)")
+_NUMBER_OF_ITEM = re.compile(r"\(?(?:\d{1,3}|\w|[ivx]{1,4})")
 _SOFT_CUT = re.compile(r"[;:]\s+|[\n\r\f\v\u2028\u2029]+\s*")
 
+# A line that is a rule or a list item begins with one of these, or has a stop or a bracket near its beginning.
+_MARKS = frozenset("-=_*~`+•‣◦▪–")
 _NEVER_LAST = frozenset(
     "mr mrs ms dr prof rev hon capt cpt cdr lt col gen sgt adm st ste mt ft messrs e.g i.e eg ie cf vs viz al approx "
     "ca fig figs eq eqs ref refs sec ch vol pp resp incl excl est tel min max temp dept u.s u.k m.v s.s jr sr "
     "ph.d".split()
 )
 _BEFORE_NUMBER = frozenset("no nos nr art p par jan feb mar apr jun jul aug sep sept oct nov dec".split())
+_LONGEST_SPECIAL = max(map(len, _NEVER_LAST | _BEFORE_NUMBER))
 _OPENERS = frozenset(
     "the a an this that these those it its he she they we you i in on at by for from if when where while after before "
     "as all any each every no not only there here such some to with however please see use do".split()
@@ -59,7 +66,10 @@ def sentence_spans(text: str, start: int = 0, end: int | None = None) -> list[Sp
     spans: list[Span] = []
     for run in _runs(text, max(0, start), end):
         for sentence in _split_run(text, run):
-            spans.extend(_split_overlong(text, sentence))
+            if sentence.end - sentence.start <= LONGEST_SENTENCE:
+                spans.append(sentence)
+            else:
+                spans.extend(_split_overlong(text, sentence))
     return spans
 
 
@@ -67,16 +77,27 @@ def _runs(text: str, start: int, end: int) -> list[Span]:
     """Stretches of whole lines between which no sentence can pass."""
     runs: list[Span] = []
     for block in _blocks(text, start, end):
-        width = max(line.end - line.start for line in block)
         first = block[0]
         run_start, previous = first.start, first
-        for line in block[1:]:
-            if _breaks(text, previous, line, width):
-                runs.append(Span(run_start, previous.end))
-                run_start = line.start
-            previous = line
+        if len(block) > 1:
+            width = max([line.end - line.start for line in block])
+            marked = _marked_lines(text, block)
+            for number, line in enumerate(block[1:], 1):
+                if _breaks(text, previous, line, width, marked[number - 1] or marked[number]):
+                    runs.append(Span(run_start, previous.end))
+                    run_start = line.start
+                previous = line
         runs.append(Span(run_start, previous.end))
     return runs
+
+
+def _marked_lines(text: str, block: list[Span]) -> list[bool]:
+    """Which lines could be a heading, a rule, a table row or a list item: most are not, and are spared the patterns."""
+    whole = text[block[0].start : block[-1].end]
+    if "|" in whole or "\t" in whole or "#" in whole:
+        return [True] * len(block)
+    heads = [text[line.start : line.end].lstrip()[:6] for line in block]
+    return [head[0] in _MARKS or "." in head or ")" in head for head in heads]
 
 
 def _blocks(text: str, start: int, end: int) -> list[list[Span]]:
@@ -100,22 +121,23 @@ def _is_blank_between(gap: str) -> bool:
     return gap.replace("\r\n", "\n").count("\n") + gap.count("\f") * 2 + gap.count("\u2029") * 2 >= 2
 
 
-def _breaks(text: str, previous: Span, line: Span, width: int) -> bool:
+def _breaks(text: str, previous: Span, line: Span, width: int, marked: bool) -> bool:
     """Whether the line break between two lines of one block ends a sentence."""
     before, after = text[previous.start : previous.end], text[line.start : line.end]
-    if any(rule.match(before) for rule in (_HEADING, _RULE, _TABLE_ROW)):
-        return True
-    if any(rule.match(after) for rule in (_HEADING, _RULE, _TABLE_ROW, _LIST_ITEM)):
-        return True
-    first = after.lstrip()[:1]
-    if first.islower() or before.rstrip().endswith((",", "-")):
+    if marked:
+        if any(rule.match(before) for rule in (_HEADING, _RULE, _TABLE_ROW)):
+            return True
+        if any(rule.match(after) for rule in (_HEADING, _RULE, _TABLE_ROW, _LIST_ITEM)):
+            return True
+    before, first_word = before.rstrip(), after.split(maxsplit=1)[0]
+    if first_word[0].islower() or before.endswith((",", "-")):
         return False
-    if _FIELD.match(after) and (_FIELD.match(before) or before.rstrip().endswith((".", ":"))):
+    if ":" in after and _FIELD.match(after) and (before.endswith((".", ":")) or _FIELD.match(before)):
         return True
     if width <= NARROW_BLOCK:
         return True
     # The next word would have fitted on this line, so whoever broke it meant to.
-    return len(before.rstrip()) + 1 + len(after.split(maxsplit=1)[0]) + 8 <= width
+    return len(before) + 1 + len(first_word) + 8 <= width
 
 
 def _split_run(text: str, run: Span) -> list[Span]:
@@ -140,9 +162,12 @@ def _ends_sentence(text: str, run: Span, position: int, stop: re.Match[str]) -> 
         return False
     if not mark.startswith(".") or mark.startswith(".."):
         return True
+    tail = text[max(position, stop.start() - _LONGEST_SPECIAL - 1) : stop.start()]
+    if len(tail) > _LONGEST_SPECIAL and tail.isalpha():
+        return True  # a word that none of the rules below knows
     before = _WORD_BEFORE.search(text, max(position, stop.start() - 40), stop.start())
     word = before.group() if before else ""
-    if not text[position : stop.start() - len(word)].strip() and re.fullmatch(r"\(?(?:\d{1,3}|\w|[ivx]{1,4})", word):
+    if _NUMBER_OF_ITEM.fullmatch(word) and not text[position : stop.start() - len(word)].strip():
         return False  # the number of a list item or a section
     lowered = word.casefold()
     if lowered in _NEVER_LAST:
@@ -156,8 +181,6 @@ def _ends_sentence(text: str, run: Span, position: int, stop: re.Match[str]) -> 
 
 def _split_overlong(text: str, span: Span) -> list[Span]:
     """A text without full stops is cut at its semicolons and line ends, so that a quotation stays readable."""
-    if span.end - span.start <= LONGEST_SENTENCE:
-        return [span]
     pieces: list[Span] = []
     position = span.start
     for cut in _SOFT_CUT.finditer(text, span.start, span.end):

@@ -6,7 +6,8 @@ Only distinct values are looked at, so a column costs one hash of its cells plus
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
@@ -38,20 +39,17 @@ def describe_column(name: str, cells: Any) -> Column:
 
     Args:
         name: The column's name.
-        cells: Arrow array or chunked array of strings; null and the `NULL_WORDS` (after stripping) are null.
+        cells: Sequence of strings, or Arrow array or chunked array of them; null and the `NULL_WORDS` (after
+            stripping) are null.
 
     Example:
-        >>> import pyarrow as pa
-        >>> column = describe_column("depth", pa.array(["12", "7", "", "n/a", "12"]))
+        >>> column = describe_column("depth", ["12", "7", "", "n/a", "12"])
         >>> column.type, column.nulls, column.distinct, column.minimum
         ('text', 1, 3, '12')
     """
-    import pyarrow.compute as pc
-
-    counted = pc.value_counts(cells)
     nulls = 0
     kept: dict[str, None] = {}
-    for value, count in zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True):
+    for value, count in _counted(cells):
         stripped = value.strip() if value is not None else ""
         if stripped in NULL_WORDS:
             nulls += count
@@ -61,6 +59,16 @@ def describe_column(name: str, cells: Any) -> Column:
     typed = _typed(values)
     samples = tuple(shown(value) for value in values[:SAMPLES])
     return Column(name, typed.type, nulls, len(values), typed.minimum, typed.maximum, samples)
+
+
+def _counted(cells: Any) -> Iterable[tuple[str | None, int]]:
+    """Distinct values in order of first appearance, and how often each is there."""
+    if isinstance(cells, Sequence):
+        return Counter(cells).items()
+    import pyarrow.compute as pc
+
+    counted = pc.value_counts(cells)
+    return zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
 
 
 def shown(value: str) -> str:

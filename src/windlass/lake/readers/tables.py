@@ -138,7 +138,6 @@ class TableBuilder:
         """
         self._close_run()
         if columns is None:
-            self._store_batch()
             columns = self._columns()
         self.rows = self.rows if rows is None else rows
         notes, width = [*warnings], len(self._names)
@@ -212,8 +211,12 @@ class TableBuilder:
             self._batch.clear()
 
     def _columns(self) -> tuple[Column, ...]:
+        if not any(self._chunks):  # a table of one batch is counted in less time than Arrow takes to import
+            cells = zip(*self._batch, strict=True) if self._batch else [()] * len(self._names)
+            return tuple(map(describe_column, self._names, cells))
         import pyarrow as pa
 
+        self._store_batch()
         described = []
         for name, chunks in zip(self._names, self._chunks, strict=True):
             described.append(describe_column(name, pa.chunked_array(chunks, pa.string())))
