@@ -6,12 +6,14 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -112,11 +114,26 @@ def disturb(folder: Path, chance: random.Random) -> None:
     chance.choice([path for path in present if path.exists()]).rename(folder / f"renamed {chance.random()}.md")
 
 
-def lift_once(folder: Path) -> Callable[[Callable[[str], None]], None]:
+def lift_once(folder: Path, dies_at: int = 0) -> Callable[[Callable[[str], None]], None]:
+    """A run that says how many statements it gave to the database, or is killed at one of them."""
+    count = 0
+
+    def traced(_: str) -> None:
+        nonlocal count
+        count += 1
+        if count == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = sqlite3.dbapi2.connect(*args, **options)
+        connection.set_trace_callback(traced)
+        return connection
+
     def work(say: Callable[[str], None]) -> None:
+        sqlite3.connect = connect  # type: ignore[assignment]  # we are a process of our own
         with Pipeline.open(folder, encoder=CountingEncoder(), model=None) as pipeline:
             lift(pipeline, Silent(), offline=True)
-            say("done")
+        say(str(count))
 
     return work
 
@@ -151,28 +168,31 @@ def done_work(workspace: Workspace) -> set[tuple[str, str]]:
 
 
 def check_kills(base: Path, points: int) -> None:
+    """Half of the runs die at a moment, half at a statement: between two of them is where a mistake would show."""
     folder = base / "folder"
     folder.mkdir()
     chance = random.Random(points)
     fill(folder, chance)
     kept: set[tuple[str, str]] = set()
-    unfinished, span = 0, 0.5
+    statements, span, killed = 300, 0.5, 0
     for point in range(points):
-        with Child(lift_once(folder)) as child:
-            began = time.monotonic()
-            if point % 4 == 3:  # now and then to the end, which also tells how long a run is
-                assert child.wait()[1] == ["done"]
-                span = time.monotonic() - began
-            else:
+        dies_at = chance.randrange(20, statements) if point % 2 else 0
+        began = time.monotonic()
+        with Child(lift_once(folder, dies_at)) as child:
+            if point % 2 == 0:
                 time.sleep(chance.uniform(0, span))
-                unfinished += child.kill() == []
+                said = child.kill()
+            else:
+                said = child.wait()[1]
+        killed += said == []
+        if said:
+            statements, span = int(said[0]), time.monotonic() - began
         with Workspace.open(folder) as workspace:
             check_whole(workspace)
-            now = done_work(workspace)
-            assert kept <= now, "work that was acknowledged is gone"
+            assert kept <= done_work(workspace), "work that was acknowledged is gone"
             disturb(folder, chance)
             kept = done_work(workspace)
-    assert unfinished
+    assert killed >= points // 4
     with Pipeline.open(folder, encoder=CountingEncoder(), model=None) as pipeline:
         lift(pipeline, Silent(), offline=True)
         assert content(pipeline.workspace) == reference(folder, base / "reference")
