@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import uvicorn
 
-from windlass.app.connections import PatientProtocol
-from windlass.app.limits import Limits
-from windlass.app.server import create_app, limits_of
+from windlass.app.http.connections import PatientProtocol
+from windlass.app.http.limits import Limits
+from windlass.app.http.server import create_app, limits_of
 from windlass.core.errors import Cancelled, NotFound, UsageError
 from windlass.core.settings import Settings
 from windlass.retrieval.overview import FileInfo, Overview

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.routing import Mount, Route
 
-from windlass.app.keys import hash_key
-from windlass.app.limits import Limits
+from windlass.app.http.keys import hash_key
+from windlass.app.http.limits import Limits
 
 KEY = "wl-a-key-for-tests"
 BEARER = {"authorization": f"Bearer {KEY}"}

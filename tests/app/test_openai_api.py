@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from windlass.app.limits import Limits
+from windlass.app.http.limits import Limits
 
 MODEL = "smollm2-135m-instruct"
 ENCODER = "all-minilm-l6-v2"

@@ -155,7 +155,7 @@ def test_a_question_whose_client_leaves_is_stopped(server: Any, until: Any, monk
 
 
 def test_too_many_short_calls_are_told_to_come_back(pipeline: Any, serve: Any, until: Any, monkeypatch: Any) -> None:
-    from windlass.app.limits import Limits
+    from windlass.app.http.limits import Limits
 
     gate = threading.Event()
     monkeypatch.setattr(pipeline, "files", lambda: gate.wait(10) and [], raising=False)

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from windlass.app.keys import KeyFile, hash_key, key_matches
-from windlass.app.server import listen
+from windlass.app.http.keys import KeyFile, hash_key, key_matches
+from windlass.app.http.server import listen
 from windlass.core.errors import UsageError
 from windlass.core.settings import ServerSettings
 
@@ -30,7 +30,7 @@ def test_a_port_in_use_is_named_with_its_flag() -> None:
 def test_the_default_port_moves_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr("windlass.app.server.ServerSettings", lambda: ServerSettings(port=port))
+        monkeypatch.setattr("windlass.app.http.server.ServerSettings", lambda: ServerSettings(port=port))
         listener, notices = listen("127.0.0.1", port)
         with listener:
             taken = listener.getsockname()[1]
@@ -67,7 +67,7 @@ _PROGRAM = """
     import sys, pathlib, importlib.util
     spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
     fakes = importlib.util.module_from_spec(spec); sys.modules["fakes"] = fakes; spec.loader.exec_module(fakes)
-    from windlass.app.server import serve
+    from windlass.app.http.server import serve
     pipeline = fakes.ScriptedPipeline(pathlib.Path(sys.argv[2]))
     def ready(started):
         print(started.port, started.new_key or "-", started, flush=True)

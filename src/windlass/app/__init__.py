@@ -1,5 +1,5 @@
 """Floor 4: the only floor that knows a person. Command line, HTTP server, web page.
 
 Rooms: `cli` (the `windlass` command and its `commands`), `lift` (what `up` does), `terminal` (progress and cards as
-text), `server` (the HTTP application), `page` (the web page).
+text), `http` (the server and its routes), `page` (the web page).
 """

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from windlass.core.errors import Cancelled, ModelError, WindlassError, WorkspaceLocked
+from windlass.core.errors import Cancelled, WindlassError, WorkspaceLocked
 from windlass.core.progress import Progress
 from windlass.core.workspace import STATE_FOLDER
 from windlass.retrieval.pipeline import IndexReport, Pipeline
@@ -83,14 +83,11 @@ def pull_missing(pipeline: Pipeline, progress: Progress) -> list[str]:
         if not store.is_known(name):
             continue
         try:
-            store.locate(name)
-        except ModelError:
-            try:
-                store.pull(name, progress=progress)
-            except Cancelled:
-                raise
-            except WindlassError as error:
-                return [str(error)]
+            store.pull(name, progress=progress)  # returns at once when the model is there and verified
+        except Cancelled:
+            raise
+        except WindlassError as error:
+            return [str(error)]
     return []
 
 

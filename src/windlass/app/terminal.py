@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from windlass.app.server import Started
+    from windlass.app.http.server import Started
     from windlass.retrieval.overview import Overview
     from windlass.retrieval.pipeline import IndexReport
     from windlass.retrieval.types import Answer, Citation, Hit

@@ -21,7 +21,8 @@ def one_thread_a_product() -> AbstractContextManager[Any]:
         >>> with one_thread_a_product():
         ...     pass
     """
-    return _controller().limit(limits=1, user_api="blas")
+    limited: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
+    return limited
 
 
 @functools.cache

@@ -46,6 +46,15 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are looked at; the rest is cut."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, uncut."""
+        ...
+
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, dim]."""
         ...
@@ -74,6 +83,8 @@ class BertEncoder:
     def __init__(self, model: Bert, tokenizer: Tokenizer, fingerprint: str, settings: _Settings, threads: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._untruncated = Tokenizer.from_str(tokenizer.to_str())
+        self._untruncated.no_truncation()
         self._settings = settings
         self._threads = threads
         self._scratches: queue.SimpleQueue[Scratch] = queue.SimpleQueue()
@@ -87,8 +98,8 @@ class BertEncoder:
 
         Args:
             path: The folder.
-            threads: Batches worked on at the same time; default: the physical cores, at most 4. The matrix products
-                use the threads of NumPy's BLAS in any case (`OPENBLAS_NUM_THREADS` and its like set those).
+            threads: Batches worked on at the same time; default: the physical cores, at most 4. Each matrix product
+                uses one thread.
 
         Raises:
             ModelError: A file is missing, damaged, or describes a model of another kind.
@@ -108,6 +119,10 @@ class BertEncoder:
         if threads is None:
             threads = min(4, psutil.cpu_count(logical=False) or 1)
         return cls(Bert(config, tensors, str(weights)), tokenizer, fingerprint, settings, max(1, threads))
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, special ones included, also where it is longer than `max_tokens`."""
+        return len(self._untruncated.encode(text).ids)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of questions, float32 [n, dim]; the folder's query prompt, if it has one, is put in front.

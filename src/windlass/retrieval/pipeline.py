@@ -34,8 +34,8 @@ from windlass.retrieval.passage_store import load_passages
 from windlass.retrieval.types import Answer, Hit, Hits, Passage
 
 if TYPE_CHECKING:
+    from windlass.models.chat_model import ChatModel
     from windlass.models.encoder import Encoder
-    from windlass.retrieval.generate import ChatModel
 
 SearchMode = Literal["hybrid", "lexical", "dense"]
 _LONGEST_QUERY = 20_000

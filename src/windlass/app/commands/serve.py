@@ -26,7 +26,7 @@ def serve(
 
     Example: windlass serve reports --port 9000
     """
-    from windlass.app import server
+    from windlass.app.http import server
     from windlass.app.terminal import print_started
     from windlass.core.errors import NotFound
     from windlass.core.workspace import Workspace

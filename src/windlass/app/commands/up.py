@@ -85,9 +85,9 @@ def _serve(
     pipeline: Pipeline, progress: TerminalProgress, question: str, *, offline: bool, embed: bool, watch: bool
 ) -> None:
     """The page is up at once and shows the progress of the work behind it."""
+    from windlass.app.http.server import Started, serve
     from windlass.app.lift import FanOut, keep_up, lift
     from windlass.app.progress_state import PageProgress
-    from windlass.app.server import Started, serve
     from windlass.app.terminal import print_started
     from windlass.core.errors import WindlassError
 
@@ -104,6 +104,8 @@ def _serve(
                 keep_up(pipeline, both, stop, on_change=_tell_change, on_error=_tell_error)
         except WindlassError as error:
             _tell_error(error)
+        finally:
+            page_progress.job_over()
 
     worker = threading.Thread(target=work, name="lift", daemon=True)
 

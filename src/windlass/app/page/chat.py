@@ -10,10 +10,10 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from windlass.app.generation import Generation
+from windlass.app.http.generation import Generation
+from windlass.app.http.search_api import LONGEST_QUESTION
+from windlass.app.http.services import Services
 from windlass.app.page.rendering import render
-from windlass.app.search_api import LONGEST_QUESTION
-from windlass.app.services import Services
 from windlass.core.errors import Cancelled, WindlassError
 from windlass.retrieval.types import Answer, Citation, Sentence
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from windlass.app.services import Services
+from windlass.app.http.services import Services
 
 _WANTED = 4
 _SHORTEST, _LONGEST = 6, 44

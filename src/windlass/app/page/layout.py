@@ -14,11 +14,11 @@ from fastapi import FastAPI, Request
 from markupsafe import Markup
 from nicegui import context, core, ui
 
+from windlass.app.http.search_api import LONGEST_QUESTION
+from windlass.app.http.services import Services, services_of
 from windlass.app.page import chat, overview, search, source
 from windlass.app.page.examples import examples
 from windlass.app.page.rendering import asset, render
-from windlass.app.search_api import LONGEST_QUESTION
-from windlass.app.services import Services, services_of
 from windlass.core.errors import WindlassError
 from windlass.core.paths import printable
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from windlass.app.http.services import Services
 from windlass.app.page import wording
 from windlass.app.page.rendering import render
 from windlass.app.progress_state import ProgressView, StageView
-from windlass.app.services import Services
 from windlass.retrieval.overview import Overview
 
 _LISTED = 100

@@ -6,9 +6,9 @@ import time
 
 from markupsafe import Markup
 
+from windlass.app.http.search_api import LONGEST_QUESTION
+from windlass.app.http.services import Services
 from windlass.app.page.rendering import render
-from windlass.app.search_api import LONGEST_QUESTION
-from windlass.app.services import Services
 from windlass.core.errors import WindlassError
 from windlass.retrieval.pipeline import SearchMode
 

@@ -6,9 +6,9 @@ import re
 
 from markupsafe import Markup
 
+from windlass.app.http.services import Services
 from windlass.app.page import wording
 from windlass.app.page.rendering import kind_title, render
-from windlass.app.services import Services
 from windlass.core.errors import WindlassError
 from windlass.retrieval.pipeline import SourceView
 

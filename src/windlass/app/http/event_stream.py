@@ -11,8 +11,8 @@ from typing import Any
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from windlass.app.generation import Generation
-from windlass.app.replies import error_body, error_of, log
+from windlass.app.http.generation import Generation
+from windlass.app.http.replies import error_body, error_of, log
 from windlass.core.errors import WindlassError
 
 DONE = b"data: [DONE]\n\n"

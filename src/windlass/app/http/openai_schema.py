@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from windlass.app.replies import ApiError
+from windlass.app.http.replies import ApiError
 
 MOST_MESSAGES = 1024
 MOST_INPUTS = 2048

@@ -17,15 +17,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from windlass import __version__
-from windlass.app import openai_api, search_api
-from windlass.app.connections import PatientProtocol
-from windlass.app.gate import Gate, is_loopback_name
-from windlass.app.keys import FILE_NAME, KeyFile
-from windlass.app.limits import Limits
+from windlass.app.http import openai_api, search_api
+from windlass.app.http.connections import PatientProtocol
+from windlass.app.http.gate import Gate, is_loopback_name
+from windlass.app.http.keys import FILE_NAME, KeyFile
+from windlass.app.http.limits import Limits
+from windlass.app.http.replies import add_error_handlers
+from windlass.app.http.services import Services
+from windlass.app.http.sign_in import Doorkeeper
 from windlass.app.progress_state import PageProgress
-from windlass.app.replies import add_error_handlers
-from windlass.app.services import Services
-from windlass.app.sign_in import Doorkeeper
 from windlass.core.errors import UsageError
 from windlass.core.settings import ServerSettings
 

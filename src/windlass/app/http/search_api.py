@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from windlass.app.event_stream import until_disconnect
-from windlass.app.generation import Generation
-from windlass.app.replies import plain
-from windlass.app.services import services_of
+from windlass.app.http.event_stream import until_disconnect
+from windlass.app.http.generation import Generation
+from windlass.app.http.replies import plain
+from windlass.app.http.services import services_of
 from windlass.retrieval.types import Answer
 
 router = APIRouter()

@@ -6,21 +6,22 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from windlass.app.generation import GenerationQueue
-from windlass.app.limits import Limits
-from windlass.app.metrics import Metrics
+from windlass.app.http.generation import GenerationQueue
+from windlass.app.http.limits import Limits
+from windlass.app.http.metrics import Metrics
+from windlass.app.http.replies import ApiError, QueueFull
 from windlass.app.progress_state import PageProgress
-from windlass.app.replies import ApiError, QueueFull
 
 if TYPE_CHECKING:
     from fastapi import Request
 
+    from windlass.models.chat_model import ChatModel
     from windlass.models.encoder import Encoder
     from windlass.retrieval.overview import Overview
     from windlass.retrieval.pipeline import Pipeline
@@ -30,37 +31,6 @@ T = TypeVar("T")
 
 FOLDER_MODEL = "windlass"
 _OVERVIEW_SECONDS = 1.0
-
-
-class ServedModel(Protocol):
-    """What serving needs of a language model, local or remote."""
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that prompt and answer may take together."""
-        ...
-
-    def count(self, text: str) -> int:
-        """Tokens in `text`."""
-        ...
-
-    def count_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
-        """Tokens of the whole prompt."""
-        ...
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        cancel: Callable[[], bool] | None = None,
-    ) -> Iterator[str]:
-        """Pieces of the answer, whole characters each, stop strings taken out."""
-        ...
 
 
 class Services:
@@ -119,7 +89,7 @@ class Services:
             self._overview = (now, generation, fresh)
             return fresh
 
-    def chat_model(self) -> ServedModel:
+    def chat_model(self) -> ChatModel:
         """The language model, loaded when this is the first use: call it in a thread.
 
         Raises:
@@ -130,7 +100,7 @@ class Services:
             raise ApiError(
                 503, "no language model is installed", hint="run `windlass models pull`", code="model_unavailable"
             )
-        return cast(ServedModel, model)
+        return model
 
     def encoder(self) -> Encoder:
         """The embedding model, as `chat_model`."""

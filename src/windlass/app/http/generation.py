@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-from windlass.app.metrics import Metrics
-from windlass.app.replies import ApiError, QueueFull
+from windlass.app.http.metrics import Metrics
+from windlass.app.http.replies import ApiError, QueueFull
 from windlass.core.errors import Cancelled
 from windlass.core.progress import Silent
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
-from windlass.app.keys import hash_key, key_matches
+from windlass.app.http.keys import hash_key, key_matches
 
 COOKIE = "windlass_session"
 PATH = "/sign-in"

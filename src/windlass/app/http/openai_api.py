@@ -17,14 +17,15 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from windlass.app.event_stream import DONE, PING, EventStream, event, until_disconnect
-from windlass.app.generation import Generation
-from windlass.app.openai_schema import ChatRequest, EmbeddingRequest
-from windlass.app.replies import ApiError, plain
-from windlass.app.services import FOLDER_MODEL, Services, services_of
+from windlass.app.http.event_stream import DONE, PING, EventStream, event, until_disconnect
+from windlass.app.http.generation import Generation
+from windlass.app.http.openai_schema import ChatRequest, EmbeddingRequest
+from windlass.app.http.replies import ApiError, plain
+from windlass.app.http.services import FOLDER_MODEL, Services, services_of
 from windlass.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from windlass.models.encoder import Encoder
     from windlass.retrieval.types import Answer
 
 router = APIRouter(prefix="/v1")
@@ -248,17 +249,14 @@ def _embed(services: Services, texts: list[str], dimensions: int | None) -> tupl
     return np.ascontiguousarray(vectors, dtype="<f4"), tokens
 
 
-def _counted(encoder: Any, texts: list[str]) -> int:
-    """Tokens of all texts, 0 from an encoder that cannot tell. A text that would be cut is refused instead."""
-    count, most = getattr(encoder, "count", None), getattr(encoder, "max_tokens", None)
-    if count is None or most is None:
-        return 0
-    lengths = [count(text) for text in texts]
+def _counted(encoder: Encoder, texts: list[str]) -> int:
+    """Tokens of all texts. A text that would be cut is refused instead."""
+    lengths = [encoder.count(text) for text in texts]
     for place, length in enumerate(lengths):
-        if length > most:
+        if length > encoder.max_tokens:
             raise ApiError(
                 400,
-                f"input.{place} has {length:,} tokens, the model reads {most:,}",
+                f"input.{place} has {length:,} tokens, the model reads {encoder.max_tokens:,}",
                 hint="send it in parts",
                 param="input",
                 code="context_length_exceeded",

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from windlass.app import content_policy, sign_in
-from windlass.app.replies import error_body
-from windlass.app.services import Services
+from windlass.app.http import content_policy, sign_in
+from windlass.app.http.replies import error_body
+from windlass.app.http.services import Services
 
 log = logging.getLogger("windlass.http")
 
