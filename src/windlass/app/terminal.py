@@ -32,6 +32,7 @@ _TITLES = {
     "embed": "Embedding passages",
     "pull": "Downloading models",
 }
+_MODES = {"extract": "quoted", "generate": "written by the model and checked", "table": "computed over the whole table"}
 _LISTED = 8
 
 
@@ -161,13 +162,15 @@ def print_answer(answer: Answer) -> None:
         console.print(f"  [{citation.number}] {place(citation)}", markup=False, style="dim")
         if citation.sql:
             console.print(f"      {citation.sql}", markup=False, style="dim")
-        console.print(f"      “{shorten(citation.quote, 200)}”", markup=False)
+        if citation.quote:
+            console.print(f"      “{shorten(citation.quote, 200)}”", markup=False)
     if not answer.found and answer.hits:
         console.print("\nNearest passages:")
         for hit in answer.hits[:3]:
             console.print(f"  {hit_place(hit)}: {shorten(hit.passage.text, 120)}", markup=False, style="dim")
-    used = f"used {answer.passages_used} of {answer.passages_found} passages"
-    console.print(f"\n{used}, {answer.mode}, {sum(answer.timings.values()):.2f} s", style="dim")
+    used = f"used {answer.passages_used} of {answer.passages_found} passages, " if answer.passages_found else ""
+    seconds = answer.timings.get("search", 0.0) + answer.timings.get("answer", 0.0)
+    console.print(f"\n{used}{_MODES.get(answer.mode, answer.mode)}, {seconds:.2f} s", style="dim")
     for notice in answer.notices:
         print(f"note: {notice}", file=sys.stderr)
 

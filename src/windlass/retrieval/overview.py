@@ -38,6 +38,7 @@ class TableInfo:
     rows: int
     columns: tuple[Column, ...]
     warnings: tuple[str, ...]
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,14 @@ def list_tables(workspace: Workspace) -> list[TableInfo]:
     """All tables; a table in several equal files is listed once, under the shortest path."""
     with workspace.reading() as connection:
         rows = connection.execute(
-            "SELECT tables.id, tables.document_id, name, rows, columns, tables.warnings, (SELECT path FROM files WHERE"
-            " files.document_id = tables.document_id ORDER BY length(path), path LIMIT 1) AS file FROM tables"
+            "SELECT tables.id, tables.document_id, name, rows, columns, tables.warnings, start, (SELECT path FROM files"
+            " WHERE files.document_id = tables.document_id ORDER BY length(path), path LIMIT 1) AS file FROM tables"
             " ORDER BY file, tables.id"
         )
         return [
-            TableInfo(row[0], row[1], row[6], row[2], row[3], _columns(row[4]), tuple(json.loads(row[5])))
+            TableInfo(row[0], row[1], row[7], row[2], row[3], _columns(row[4]), tuple(json.loads(row[5])), row[6])
             for row in rows
-            if row[6] is not None
+            if row[7] is not None
         ]
 
 

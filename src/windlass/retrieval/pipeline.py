@@ -216,30 +216,36 @@ class Pipeline:
         Args:
             question: In plain words.
             k: How many passages to look at.
-            mode: `extract` quotes the best sentences, `generate` lets the model write and checks every sentence,
-                `auto` takes what the settings say for this model.
+            mode: `extract` quotes the best sentences; `generate` lets the model write and checks every sentence;
+                `auto` asks whole tables first, by SQL, when the question is clearly about one, and else quotes.
             on_token: Hears the text of a generated answer as it comes, before it is checked.
 
         Raises:
             UsageError: As `search`.
         """
         from windlass.retrieval.answer import Answerer
+        from windlass.retrieval.table_questions import answer_from_tables
+        from windlass.retrieval.table_sources import table_sources
 
         clock = _Stopwatch()
         hits = self.search(question, k)
         clock.lap("search")
         mode = mode or self.settings.answer.mode
-        with self.workspace.reading() as connection:
-            answer = Answerer(self.settings).answer(
-                question,
-                hits,
-                encoder=self.encoder,
-                model=self.model if mode == "generate" else None,
-                mode=mode,
-                idf=self._lexical.idf,
-                document_text=lambda doc_id: indexing.document_text(connection, doc_id) or "",
-                on_token=on_token,
-            )
+        answer = answer_from_tables(question, table_sources(self.workspace)) if mode == "auto" else None
+        if answer is not None:
+            answer = dataclasses.replace(answer, hits=tuple(hits))
+        else:
+            with self.workspace.reading() as connection:
+                answer = Answerer(self.settings).answer(
+                    question,
+                    hits,
+                    encoder=self.encoder,
+                    model=self.model if mode == "generate" else None,
+                    mode=mode,
+                    idf=self._lexical.idf,
+                    document_text=lambda doc_id: indexing.document_text(connection, doc_id) or "",
+                    on_token=on_token,
+                )
         clock.lap("answer")
         notices = (*answer.notices, *self._coverage_notices())
         return dataclasses.replace(answer, notices=notices, timings={**answer.timings, **clock.seconds})
