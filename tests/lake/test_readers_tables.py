@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import decimal
 import io
 import json
 import random
@@ -173,6 +174,11 @@ def test_dialects_headers_and_preambles(tmp_path: Path) -> None:
     )
     assert [c.name for c in only_table(titled).columns] == ["ship", "tons", "day"]
     assert [b.kind for b in titled.blocks] == ["paragraph", "rows"]
+    for gap in ("\n", ",\n"):
+        narrow = read(tmp_path, "i.csv", f"Reports,\n{gap}kind,count\nfraud,1\nother,2\n,\nsource: us,\n")
+        assert [c.name for c in only_table(narrow).columns] == ["kind", "count"]
+    sparse = read(tmp_path, "j.csv", ",,North quay,\nday,hour,tons,ships\n1,2,3,4\n2,3,4,5\n")
+    assert [c.name for c in only_table(sparse).columns] == ["day", "hour", "tons", "ships"]
     double = read(tmp_path, "g.csv", "a,A,,a\nx,y,z,w\n")
     assert [c.name for c in only_table(double).columns] == ["a", "A.2", "_3", "a.3"]
     lonely = read(tmp_path, "h.csv", "name,age\n")
@@ -335,6 +341,33 @@ def test_a_long_parquet_file_is_profiled_whole(tmp_path: Path) -> None:
     assert found.columns[0] == Column("n", "integer", 0, rows, "0", str(rows - 1), ("0", "1", "2", "3", "4"))
     assert found.columns[1].nulls == rows // 2
     assert "50,000 of 60,000 rows" in found.warnings[0]
+
+
+def test_exotic_columns_become_plain(tmp_path: Path) -> None:
+    moment = datetime.datetime(2024, 5, 1, 12, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+    table = pa.table(
+        {
+            "zoned": pa.array([moment, None], pa.timestamp("us", tz="Europe/Berlin")),
+            "nanos": pa.array([1_700_000_000_123_456_789, 0], pa.timestamp("ns")),
+            "time": pa.array([datetime.time(8, 30), None]),
+            "money": pa.array([decimal.Decimal("12.50"), decimal.Decimal("7.25")]),
+            "huge": pa.array([decimal.Decimal(10) ** 40, None], pa.decimal256(50, 2)),
+            "half": pa.array([0.5, 1.5], pa.float16()),
+            "struct": pa.array([{"a": 1, "when": moment}, None]),
+            "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+            "codes": pa.array([datetime.date(2024, 1, 1)] * 2).dictionary_encode(),
+            "large": pa.array(["x", "y"], pa.large_string()),
+        }
+    )
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    document = read_document(str(tmp_path / "a.arrow"))
+    columns = only_table(document).columns
+    types = "timestamp timestamp text number text number text text date text".split()
+    assert [column.type for column in columns] == types
+    assert columns[0].minimum == "2024-05-01 10:00:00" and columns[1].minimum == "1970-01-01 00:00:00"
+    assert (columns[3].minimum, columns[3].maximum) == ("7.25", "12.50")
+    assert '{"a": 1, "when": "2024-05-01 ' in document.text and "08:30:00" in document.text
 
 
 def test_empty_columnar_tables(tmp_path: Path) -> None:
