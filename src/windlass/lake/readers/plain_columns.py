@@ -22,18 +22,14 @@ class PlainTable:
     def __init__(self, schema: Any, batches: Callable[[], Iterator[Any]]) -> None:
         import pyarrow as pa
 
-        self.schema = pa.schema(
-            [(f"c{index}", _plain_type(field.type)) for index, field in enumerate(schema)]
-        )
+        self.schema = pa.schema([(f"c{index}", _plain_type(field.type)) for index, field in enumerate(schema)])
         self._batches = batches
 
     def batches(self) -> Iterator[Any]:
         import pyarrow as pa
 
         for batch in self._batches():
-            columns = [
-                _plain(column, field.type) for column, field in zip(batch.columns, self.schema, strict=True)
-            ]
+            columns = [_plain(column, field.type) for column, field in zip(batch.columns, self.schema, strict=True)]
             yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
