@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import decimal
 import io
 import json
 import random
@@ -50,9 +51,7 @@ def written(rows: list[list[str]], delimiter: str = ",", end: str = "\r\n") -> s
     st.sampled_from([",", ";", "\t", "|"]),
     st.sampled_from(["\n", "\r\n"]),
 )
-def test_run_spans_hold_exactly_their_rows(
-    tmp_path: Path, rows: list[list[str]], delimiter: str, end: str
-) -> None:
+def test_run_spans_hold_exactly_their_rows(tmp_path: Path, rows: list[list[str]], delimiter: str, end: str) -> None:
     header = ["first", "second", "third"]
     text = written([header, *rows], delimiter, end)
     table = only_table(read(tmp_path, "a.csv", text))
@@ -109,9 +108,7 @@ def test_profiles_agree_with_duckdb(tmp_path: Path) -> None:
             assert expected is not None
             assert (table.rows, column.nulls, column.distinct) == expected[:3]
             if column.type == "number":
-                assert (float(column.minimum or 0), float(column.maximum or 0)) == tuple(
-                    map(float, expected[3:])
-                )
+                assert (float(column.minimum or 0), float(column.maximum or 0)) == tuple(map(float, expected[3:]))
             else:
                 assert (column.minimum, column.maximum) == expected[3:]
     assert [run.last - run.first + 1 for run in table.runs] == [RUN_ROWS] * 150
@@ -168,11 +165,14 @@ def test_dialects_headers_and_preambles(tmp_path: Path) -> None:
     assert [c.name for c in only_table(bare).columns] == ["_1", "_2", "_3"] and only_table(bare).rows == 2
     years = read(tmp_path, "e.csv", "land,2001,2002\nNL,5,6\nDE,7,8\n")
     assert [c.name for c in only_table(years).columns] == ["land", "2001", "2002"]
-    titled = read(
-        tmp_path, "f.csv", "Report of the harbour\n\nship,tons,day\nA,1,2024-01-01\nB,2,2024-01-02\n"
-    )
+    titled = read(tmp_path, "f.csv", "Report of the harbour\n\nship,tons,day\nA,1,2024-01-01\nB,2,2024-01-02\n")
     assert [c.name for c in only_table(titled).columns] == ["ship", "tons", "day"]
     assert [b.kind for b in titled.blocks] == ["paragraph", "rows"]
+    for gap in ("\n", ",\n"):
+        narrow = read(tmp_path, "i.csv", f"Reports,\n{gap}kind,count\nfraud,1\nother,2\n,\nsource: us,\n")
+        assert [c.name for c in only_table(narrow).columns] == ["kind", "count"]
+    sparse = read(tmp_path, "j.csv", ",,North quay,\nday,hour,tons,ships\n1,2,3,4\n2,3,4,5\n")
+    assert [c.name for c in only_table(sparse).columns] == ["day", "hour", "tons", "ships"]
     double = read(tmp_path, "g.csv", "a,A,,a\nx,y,z,w\n")
     assert [c.name for c in only_table(double).columns] == ["a", "A.2", "_3", "a.3"]
     lonely = read(tmp_path, "h.csv", "name,age\n")
@@ -218,9 +218,7 @@ def test_wide_and_long_tables(tmp_path: Path) -> None:
 
 
 def test_json_records_point_into_the_file(tmp_path: Path) -> None:
-    records = [
-        {"id": n, "name": f"ship {n}", "tags": ["a", n], "ok": n % 2 == 0, "none": None} for n in range(45)
-    ]
+    records = [{"id": n, "name": f"ship {n}", "tags": ["a", n], "ok": n % 2 == 0, "none": None} for n in range(45)]
     for indent in (None, 2):
         document = read(tmp_path, "ships.json", json.dumps(records, indent=indent))
         table = only_table(document)
@@ -283,9 +281,7 @@ def columnar(rows: int) -> pa.Table:
         {
             "id": pa.array(range(rows)),
             "name": pa.array([f"ship {n % 7}\tx" for n in range(rows)]),
-            "when": pa.array(
-                [datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=n) for n in range(rows)]
-            ),
+            "when": pa.array([datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=n) for n in range(rows)]),
             "day": pa.array([datetime.date(2024, 1, 1)] * rows),
             "x": pa.array([None if n % 3 == 0 else chance.random() for n in range(rows)]),
             "flag": pa.array([n % 2 == 0 for n in range(rows)]),
@@ -335,6 +331,33 @@ def test_a_long_parquet_file_is_profiled_whole(tmp_path: Path) -> None:
     assert found.columns[0] == Column("n", "integer", 0, rows, "0", str(rows - 1), ("0", "1", "2", "3", "4"))
     assert found.columns[1].nulls == rows // 2
     assert "50,000 of 60,000 rows" in found.warnings[0]
+
+
+def test_exotic_columns_become_plain(tmp_path: Path) -> None:
+    moment = datetime.datetime(2024, 5, 1, 12, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+    table = pa.table(
+        {
+            "zoned": pa.array([moment, None], pa.timestamp("us", tz="Europe/Berlin")),
+            "nanos": pa.array([1_700_000_000_123_456_789, 0], pa.timestamp("ns")),
+            "time": pa.array([datetime.time(8, 30), None]),
+            "money": pa.array([decimal.Decimal("12.50"), decimal.Decimal("7.25")]),
+            "huge": pa.array([decimal.Decimal(10) ** 40, None], pa.decimal256(50, 2)),
+            "half": pa.array([0.5, 1.5], pa.float16()),
+            "struct": pa.array([{"a": 1, "when": moment}, None]),
+            "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+            "codes": pa.array([datetime.date(2024, 1, 1)] * 2).dictionary_encode(),
+            "large": pa.array(["x", "y"], pa.large_string()),
+        }
+    )
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    document = read_document(str(tmp_path / "a.arrow"))
+    columns = only_table(document).columns
+    types = "timestamp timestamp text number text number text text date text".split()
+    assert [column.type for column in columns] == types
+    assert columns[0].minimum == "2024-05-01 10:00:00" and columns[1].minimum == "1970-01-01 00:00:00"
+    assert (columns[3].minimum, columns[3].maximum) == ("7.25", "12.50")
+    assert '{"a": 1, "when": "2024-05-01 ' in document.text and "08:30:00" in document.text
 
 
 def test_empty_columnar_tables(tmp_path: Path) -> None:

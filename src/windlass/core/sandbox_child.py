@@ -38,9 +38,9 @@ _DATA_SLACK_BYTES = 2 << 30
 def main(config: dict[str, Any]) -> NoReturn:
     """Serve the parent described by `config`; never returns."""
     _die_with(config["parent"])
-    threading.Thread(target=_exit_on_hangup, args=(config["reads"],), daemon=True).start()
     limits = Limits(**config["limits"])
-    _give_up_rights()
+    _give_up_rights()  # before any thread: a user namespace is refused to a process that has two
+    threading.Thread(target=_exit_on_hangup, args=(config["reads"],), daemon=True).start()
     active_limits.set(limits)
     try:
         function = _find(config["target"])

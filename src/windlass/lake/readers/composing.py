@@ -64,8 +64,8 @@ class Composer:
 
     Example:
         >>> composer = Composer()
-        >>> composer.add("heading", "Tides", level=1)
-        >>> composer.add("paragraph", "High water at noon.")
+        >>> _ = composer.add("heading", "Tides", level=1)
+        >>> _ = composer.add("paragraph", "High water at noon.")
         >>> composer.document("html", title="").text
         'Tides\\n\\nHigh water at noon.'
     """

@@ -40,7 +40,7 @@ def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
     if odd := _no_table(sample):
         document = read_text(source, decoded)
         return replace(document, kind=kind, warnings=(*document.warnings, *odd))
-    preamble = _preamble_length([row for row, _, _ in sample])
+    preamble = _preamble_length(sample, text)
     sample = sample[preamble:]
     header = sample[0][0] if first_is_header([row for row, _, _ in sample]) else []
     width = len(header) or _usual_width([row for row, _, _ in sample])
@@ -171,11 +171,16 @@ def _usual_width(rows: list[list[str]]) -> int:
     return max(widths.items(), key=lambda pair: (pair[1], pair[0]))[0]
 
 
-def _preamble_length(rows: list[list[str]]) -> int:
-    """How many lines before the table are a title or a remark: one filled cell where rows have three."""
-    if _usual_width(rows) < 3:
-        return 0
+def _preamble_length(rows: list[tuple[list[str], int, int]], text: str) -> int:
+    """How many rows before the header are titles or remarks: emptier than most, or set apart by a gap."""
+    filled = [sum(map(bool, row)) for row, _, _ in rows]
+    several = Counter(count for count in filled if count > 1)
+    usual = max(several, key=lambda count: (several[count], count), default=1)
     length = 0
-    while length < min(_PREAMBLE_ROWS, len(rows) - 1) and sum(map(bool, rows[length])) <= 1:
-        length += 1
+    for index in range(min(_PREAMBLE_ROWS, len(rows) - 1)):
+        blank_lines = text.count("\n", rows[index][2], rows[index + 1][1]) > 1
+        apart = filled[index] < usual and (filled[index + 1] == 0 or blank_lines)
+        if 2 * filled[index] >= usual and not apart:
+            break
+        length = index + 1
     return length

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from datetime import date, datetime
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from windlass.core.errors import ReadError
 from windlass.lake.document import Column, Document
 from windlass.lake.readers.columns import SAMPLES, shown
 from windlass.lake.readers.composing import Composer
+from windlass.lake.readers.plain_columns import PlainTable, cell, cells, type_name
 from windlass.lake.readers.source import Source
 from windlass.lake.readers.tables import INDEXED_ROWS, MOST_COLUMNS, TableBuilder, column_names, tab_separated
 
+_Batches = Callable[[], Iterator[Any]]
+
 _BATCH_ROWS = 8192
+_SAMPLED_ROWS = 1000
 _EXACT_ROWS = 100_000
 _PROFILE_MEMORY = "256MB"
 
@@ -77,135 +79,72 @@ def _sliced(batch: Any) -> Iterator[Any]:
         yield batch.slice(start, _BATCH_ROWS)
 
 
-def _document(kind: str, source: Source, schema: Any, rows: int, batches: Any) -> Document:
+def _document(kind: str, source: Source, schema: Any, rows: int, batches: _Batches) -> Document:
     if len(schema.names) > MOST_COLUMNS:
         what = f"{source.name}: {len(schema.names):,} columns, more than {MOST_COLUMNS:,}"
         raise ReadError(what, reason="too-large", hint="store fewer columns in a file")
+    table = PlainTable(schema, batches)
     names = column_names(schema.names, len(schema.names))
     composer = Composer()
     builder = TableBuilder(source.stem, names)
     composer.add_text(tab_separated(names))
-    for row in _rows(batches(), min(rows, INDEXED_ROWS)):
+    for row in _rows(table, min(rows, INDEXED_ROWS)):
         line = tab_separated(row)
         start = composer.add_text(line, "\n")
         builder.add(row, start, start + len(line))
-    columns = _profile(schema, names, batches, rows) if names else ()
-    table = builder.finish(0, composer.length, columns=columns, rows=rows)
-    composer.tables.append(table)
+    columns = _profile(table, names, rows) if names else ()
+    composer.tables.append(builder.finish(0, composer.length, columns=columns, rows=rows))
     composer.blocks.extend(builder.blocks())
     return composer.document(kind, title=source.stem)
 
 
-def _rows(batches: Iterator[Any], most: int) -> Iterator[list[str]]:
+def _rows(table: PlainTable, most: int) -> Iterator[list[str]]:
     done = 0
-    for batch in batches:
+    for batch in table.batches():
         if done >= most:
             return
         taken = batch.slice(0, most - done)
-        columns = [_cells(column) for column in taken.columns]
-        yield from map(list, zip(*columns, strict=True))
+        yield from map(list, zip(*map(cells, taken.columns), strict=True))
         done += taken.num_rows
 
 
-def _profile(schema: Any, names: Sequence[str], batches: Any, rows: int) -> tuple[Column, ...]:
+def _profile(table: PlainTable, names: Sequence[str], rows: int) -> tuple[Column, ...]:
     """One pass of DuckDB over all rows; distinct counts are exact for tables of ordinary size."""
     import duckdb
     import pyarrow as pa
 
-    renamed = [f"c{index}" for index in range(len(names))]
-    plain = [_is_plain(field.type) for field in schema]
-    distinct = "count(DISTINCT {0})" if rows <= _EXACT_ROWS else "approx_count_distinct({0})"
-    wanted = []
-    for name, simple in zip(renamed, plain, strict=True):
-        wanted.append(f"count({name}), {distinct.format(name)}")
-        wanted.append(f"min({name}), max({name})" if simple else "NULL, NULL")
-    flat = pa.schema([pa.field(name, field.type) for name, field in zip(renamed, schema, strict=True)])
-    reader = pa.RecordBatchReader.from_batches(
-        flat, (pa.RecordBatch.from_arrays(batch.columns, schema=flat) for batch in batches())
-    )
+    count = "count(DISTINCT {0})" if rows <= _EXACT_ROWS else "approx_count_distinct({0})"
+    wanted = [f"count({name}), {count.format(name)}, min({name}), max({name})" for name in table.schema.names]
+    reader = pa.RecordBatchReader.from_batches(table.schema, table.batches())
     with duckdb.connect(config={"threads": 1, "memory_limit": _PROFILE_MEMORY}) as connection:
         connection.execute("SET enable_external_access = false")
         connection.register("whole", reader)
         found = connection.execute(f"SELECT {', '.join(wanted)} FROM whole").fetchone() or ()
-    samples = _samples(batches(), len(names))
+    samples = _samples(table)
     return tuple(
         _column(name, field.type, rows, found[4 * index : 4 * index + 4], samples[index])
-        for index, (name, field) in enumerate(zip(names, schema, strict=True))
+        for index, (name, field) in enumerate(zip(names, table.schema, strict=True))
     )
 
 
-def _column(name: str, arrow_type: Any, rows: int, found: Sequence[Any], samples: tuple[str, ...]) -> Column:
+def _column(name: str, plain_type: Any, rows: int, found: Sequence[Any], samples: tuple[str, ...]) -> Column:
     filled, distinct, minimum, maximum = found
-    kind = _type_name(arrow_type) if filled else "empty"
-    low = shown(_cell(minimum)) if minimum is not None else None
-    high = shown(_cell(maximum)) if maximum is not None else None
+    kind = type_name(plain_type) if filled else "empty"
+    low = shown(cell(minimum)) if minimum is not None else None
+    high = shown(cell(maximum)) if maximum is not None else None
     return Column(name, kind, rows - filled, distinct, low, high, samples)
 
 
-def _samples(batches: Iterator[Any], width: int) -> list[tuple[str, ...]]:
+def _samples(table: PlainTable) -> list[tuple[str, ...]]:
     """The first few different values of each column, looked for in the first batch."""
-    first = next(batches, None)
+    first = next(table.batches(), None)
     if first is None:
-        return [()] * width
+        return [()] * len(table.schema)
     samples = []
-    for column in first.slice(0, 1000).columns:
-        values = dict.fromkeys(shown(_cell(value)) for value in column.to_pylist() if value is not None)
+    for column in first.slice(0, _SAMPLED_ROWS).columns:
+        values = dict.fromkeys(map(shown, cells(column)))
         samples.append(tuple(value for value in values if value)[:SAMPLES])
     return samples
-
-
-def _type_name(arrow_type: Any) -> str:
-    import pyarrow as pa
-
-    types = pa.types
-    if types.is_dictionary(arrow_type):
-        return _type_name(arrow_type.value_type)
-    if types.is_boolean(arrow_type):
-        return "boolean"
-    if types.is_integer(arrow_type):
-        return "integer"
-    if types.is_floating(arrow_type) or types.is_decimal(arrow_type):
-        return "number"
-    if types.is_date(arrow_type):
-        return "date"
-    return "timestamp" if types.is_timestamp(arrow_type) else "text"
-
-
-def _is_plain(arrow_type: Any) -> bool:
-    import pyarrow as pa
-
-    types = pa.types
-    return not (
-        types.is_nested(arrow_type) or types.is_binary(arrow_type) or types.is_large_binary(arrow_type)
-    )
-
-
-def _cell(value: Any) -> str:
-    """A value as text; nested ones as JSON, bytes as their number."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, bytes):
-        return f"({len(value):,} bytes)"
-    if isinstance(value, datetime):
-        return value.isoformat(" ")
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=_cell)
-    return str(value)
-
-
-def _cells(column: Any) -> list[str]:
-    import pyarrow as pa
-
-    types, kind = pa.types, column.type
-    if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_date(kind):
-        column = column.cast(pa.string())
-    return [_cell(value) for value in column.to_pylist()]
 
 
 def _first_line(error: Exception) -> str:

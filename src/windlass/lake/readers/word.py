@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from windlass.lake.document import Document
@@ -15,9 +16,9 @@ _STRICT_W = "{http://purl.oclc.org/ooxml/wordprocessingml/main}"
 _MAIN_PART = "word/document.xml"
 _TITLE = "{http://purl.org/dc/elements/1.1/}title"
 _HEADING_NAME = re.compile(r"heading (\d)", re.IGNORECASE)
-_PIECES = ("{*}t", "{*}tab", "{*}br", "{*}cr", "{*}noBreakHyphen", "{*}p")
 # What a tracked change moved away, and the copy of a drawing for older programs.
 _HIDDEN = ("{*}moveFrom", "{*}Fallback")
+_PIECES = ("{*}t", "{*}tab", "{*}br", "{*}cr", "{*}noBreakHyphen", "{*}p", *_HIDDEN)
 
 
 def read_word(source: Source) -> Document:
@@ -138,16 +139,21 @@ def _is_top_level(element: Any) -> bool:
     return parent is not None and _local(parent) == "body"
 
 
-def _text(element: Any) -> str:
-    """The visible text below an element, in order."""
+def _text(element: Any, *, look_up: bool = False) -> str:
+    """The visible text below an element, in order.
+
+    Whether a piece stands in something hidden costs a walk up from each piece, so it is only looked up for
+    elements that have something hidden in them.
+    """
     parts: list[str] = []
-    hidden = next(element.iter(*_HIDDEN), None) is not None  # rare, and dear to look for at every piece
     for piece in element.iter(*_PIECES):
-        if hidden and next(piece.iterancestors(*_HIDDEN), None) is not None:
-            continue
-        name = _local(piece)
+        name = _local_name(piece.tag)
         if name == "t":
-            parts.append(piece.text or "")
+            if not look_up or next(piece.iterancestors(*_HIDDEN), None) is None:
+                parts.append(piece.text or "")
+        elif name in ("moveFrom", "Fallback"):
+            if not look_up:
+                return _text(element, look_up=True)
         elif name == "tab":
             parts.append("\t" if _local(piece.getparent()) == "r" else "")
         elif name in ("br", "cr"):
@@ -165,9 +171,7 @@ def _rows(table: Any) -> list[str]:
     for row in table.iterchildren():
         if _local(row) != "tr":
             continue
-        cells = [
-            " ".join(_text(cell).split()) for cell in row.iterchildren() if _local(cell) in ("tc", "sdt")
-        ]
+        cells = [" ".join(_text(cell).split()) for cell in row.iterchildren() if _local(cell) in ("tc", "sdt")]
         if any(cells):
             lines.append(" | ".join(cells))
     return lines
@@ -190,8 +194,12 @@ def _core_title(package: Package) -> str:
 
 
 def _local(element: Any) -> str:
+    return _local_name(element.tag)
+
+
+@lru_cache(maxsize=1000)
+def _local_name(tag: Any) -> str:
     """The name without its namespace: Word has two for the same names."""
-    tag = element.tag
     return tag.rsplit("}", 1)[-1] if isinstance(tag, str) else ""
 
 
