@@ -13,36 +13,44 @@ def check_document(document: Document) -> None:
     pages are within the document's; `rows` blocks are exactly the row runs of the tables; runs follow one
     another, lie inside their table and have one line a row.
     """
-    end = 0
+    text, end = document.text, 0
     for block in document.blocks:
-        _require(end <= block.start < block.end <= len(document.text), f"{block} is out of order or place")
-        _require(not document.text[block.start : block.end].isspace(), f"{block} is blank")
-        _require((block.level > 0) == (block.kind == "heading"), f"{block} has a level that does not fit")
-        if block.page is not None:
-            _require(1 <= block.page <= (document.pages or 0), f"{block} is on no page of {document.pages}")
+        if not end <= block.start < block.end <= len(text):
+            raise _unsound(f"{block} is out of order or place")
+        if text[block.start : block.end].isspace():
+            raise _unsound(f"{block} is blank")
+        if (block.level > 0) != (block.kind == "heading"):
+            raise _unsound(f"{block} has a level that does not fit")
+        if block.page is not None and not 1 <= block.page <= (document.pages or 0):
+            raise _unsound(f"{block} is on no page of {document.pages}")
         end = block.end
     for table in document.tables:
-        _check_table(table, len(document.text))
+        _check_table(table, len(text))
     spans = [(block.start, block.end) for block in document.blocks if block.kind == "rows"]
     runs = [(run.start, run.end) for table in document.tables for run in table.runs]
-    _require(sorted(spans) == sorted(runs), "rows blocks and row runs differ")
+    if sorted(spans) != sorted(runs):
+        raise _unsound("rows blocks and row runs differ")
 
 
 def _check_table(table: Table, length: int) -> None:
-    _require(0 <= table.start <= table.end <= length, f"table {table.name} is out of place")
+    if not 0 <= table.start <= table.end <= length:
+        raise _unsound(f"table {table.name} is out of place")
     row, end = 0, table.start
     for run in table.runs:
-        follows = run.first == row + 1 and run.last >= run.first
-        _require(follows, f"rows {run.first} to {run.last} do not follow {row}")
-        _require(end <= run.start < run.end <= table.end, f"rows {run.first} to {run.last} are out of place")
+        if run.first != row + 1 or run.last < run.first:
+            raise _unsound(f"rows {run.first} to {run.last} do not follow {row}")
+        if not end <= run.start < run.end <= table.end:
+            raise _unsound(f"rows {run.first} to {run.last} are out of place")
         lines = run.text.count("\n") + 1
-        _require(lines == run.last - run.first + 1, f"rows {run.first} to {run.last} have {lines} lines")
+        if lines != run.last - run.first + 1:
+            raise _unsound(f"rows {run.first} to {run.last} have {lines} lines")
         row, end = run.last, run.end
-    _require(row <= table.rows, f"table {table.name} has {table.rows} rows, and runs for {row}")
+    if row > table.rows:
+        raise _unsound(f"table {table.name} has {table.rows} rows, and runs for {row}")
     for column in table.columns:
-        _require(0 <= column.nulls <= table.rows, f"column {column.name} has {column.nulls} nulls")
+        if not 0 <= column.nulls <= table.rows:
+            raise _unsound(f"column {column.name} has {column.nulls} nulls")
 
 
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise WindlassError(f"a reader made an unsound document: {otherwise}", hint="please report this")
+def _unsound(what: str) -> WindlassError:
+    return WindlassError(f"a reader made an unsound document: {what}", hint="please report this")
