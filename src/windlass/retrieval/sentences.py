@@ -37,7 +37,8 @@ _NEVER_LAST = frozenset(
     "ph.d".split()
 )
 _BEFORE_NUMBER = frozenset("no nos nr art p par jan feb mar apr jun jul aug sep sept oct nov dec".split())
-_LONGEST_SPECIAL = max(map(len, _NEVER_LAST | _BEFORE_NUMBER))
+_SPECIAL = _NEVER_LAST | _BEFORE_NUMBER
+_LONGEST_SPECIAL = max(map(len, _SPECIAL))
 _OPENERS = frozenset(
     "the a an this that these those it its he she they we you i in on at by for from if when where while after before "
     "as all any each every no not only there here such some to with however please see use do".split()
@@ -76,6 +77,9 @@ def sentence_spans(text: str, start: int = 0, end: int | None = None) -> list[Sp
 def _runs(text: str, start: int, end: int) -> list[Span]:
     """Stretches of whole lines between which no sentence can pass."""
     runs: list[Span] = []
+    line = _LINE.match(text, start, end)
+    if line is not None and line.end() == end:  # a single line, as most paragraphs of a web page are
+        return [Span(start, end)]
     for block in _blocks(text, start, end):
         first = block[0]
         run_start, previous = first.start, first
@@ -109,7 +113,7 @@ def _blocks(text: str, start: int, end: int) -> list[list[Span]]:
         if not text[line.start : line.end].strip():
             continue
         gap = text[previous_end : line.start] if previous_end >= 0 else "\n\n"
-        if previous_end < 0 or _is_blank_between(gap):
+        if gap != "\n" and _is_blank_between(gap):
             blocks.append([line])
         else:
             blocks[-1].append(line)
@@ -156,15 +160,14 @@ def _ends_sentence(text: str, run: Span, position: int, stop: re.Match[str]) -> 
     mark = stop.group()
     if mark[0] in "。！？":
         return True
+    if mark == "." and _is_plain(text, position, stop.start()):
+        return True
     following = _WORD_AFTER.match(text, stop.end(), run.end)
     next_word = following.group(1) if following else ""
     if next_word[:1].islower():
         return False
     if not mark.startswith(".") or mark.startswith(".."):
         return True
-    tail = text[max(position, stop.start() - _LONGEST_SPECIAL - 1) : stop.start()]
-    if len(tail) > _LONGEST_SPECIAL and tail.isalpha():
-        return True  # a word that none of the rules below knows
     before = _WORD_BEFORE.search(text, max(position, stop.start() - 40), stop.start())
     word = before.group() if before else ""
     if _NUMBER_OF_ITEM.fullmatch(word) and not text[position : stop.start() - len(word)].strip():
@@ -177,6 +180,15 @@ def _ends_sentence(text: str, run: Span, position: int, stop: re.Match[str]) -> 
         return False
     is_initial = len(word) == 1 and word.isalpha() and word.isupper()
     return not is_initial or re.sub(r"\W+$", "", next_word).casefold() in _OPENERS
+
+
+def _is_plain(text: str, position: int, stop: int) -> bool:
+    """Whether an ordinary word stands before a full stop and an ASCII word behind it: no other rule speaks then."""
+    after = text[stop + 2 : stop + 3]
+    if not (after.isascii() and after.isalnum()):
+        return False
+    word = text[max(position, stop - _LONGEST_SPECIAL - 2) : stop].rpartition(" ")[2]
+    return len(word) > 1 and word.isalpha() and word.casefold() not in _SPECIAL and bool(word.strip("ivx"))
 
 
 def _split_overlong(text: str, span: Span) -> list[Span]:

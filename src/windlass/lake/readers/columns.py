@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
@@ -47,28 +47,22 @@ def describe_column(name: str, cells: Any) -> Column:
         >>> column.type, column.nulls, column.distinct, column.minimum
         ('text', 1, 3, '12')
     """
-    nulls = 0
-    kept: dict[str, None] = {}
-    for value, count in _counted(cells):
-        stripped = value.strip() if value is not None else ""
-        if stripped in NULL_WORDS:
-            nulls += count
-        else:
-            kept[stripped] = None
-    values = list(kept)
+    counts = _counted(cells)
+    nulls = sum(counts[value] for value in counts if value.strip() in NULL_WORDS)
+    values = [value for value in dict.fromkeys(map(str.strip, counts)) if value not in NULL_WORDS]
     typed = _typed(values)
     samples = tuple(shown(value) for value in values[:SAMPLES])
     return Column(name, typed.type, nulls, len(values), typed.minimum, typed.maximum, samples)
 
 
-def _counted(cells: Any) -> Iterable[tuple[str | None, int]]:
-    """Distinct values in order of first appearance, and how often each is there."""
+def _counted(cells: Any) -> dict[str, int]:
+    """How often each distinct value is there, in order of first appearance; null is empty."""
     if isinstance(cells, Sequence):
-        return Counter(cells).items()
+        return Counter(cells)
     import pyarrow.compute as pc
 
-    counted = pc.value_counts(cells)
-    return zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
+    counted = pc.value_counts(pc.fill_null(cells, ""))
+    return dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
 
 
 def shown(value: str) -> str:
@@ -82,7 +76,8 @@ def looks_typed(cell: str) -> bool:
     cell = cell.strip()
     if not cell or cell[0].isalpha():
         return False
-    return any(match(cell) for match in (_NUMBER, _THOUSANDS, _COMMA, _DAY, _parse_iso))
+    found = _NUMBER(cell) or _THOUSANDS(cell) or _COMMA(cell) or _DAY(cell) or _parse_iso(cell)
+    return found is not None
 
 
 def _typed(values: Sequence[str]) -> _Typed:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, islice
 
 from windlass.lake.document import Block, Document
 from windlass.lake.readers.composing import blocks_of
@@ -21,6 +22,7 @@ from windlass.lake.readers.text import read_text
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LINE = re.compile(r"[^\r\n]*+(?:\r\n|\n|\r)|[^\r\n]++")
+_LINE_ENDS = ("\n", "\r\n", "\r")
 _SAMPLE_CHARACTERS = 64 << 10
 _SAMPLE_ROWS = 100
 _PREAMBLE_ROWS = 20
@@ -36,7 +38,8 @@ def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
     text = decoded.text
     delimiter = find_delimiter(text[:_SAMPLE_CHARACTERS], kind)
     rows = _Rows(text, delimiter)
-    sample = rows.take(_SAMPLE_ROWS)
+    following = iter(rows)
+    sample = list(islice(following, _SAMPLE_ROWS))
     if odd := _no_table(sample):
         document = read_text(source, decoded)
         return replace(document, kind=kind, warnings=(*document.warnings, *odd))
@@ -46,7 +49,7 @@ def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
     width = len(header) or _usual_width([row for row, _, _ in sample])
     builder = TableBuilder(source.stem, column_names(header, width))
     empty = 0
-    for row, start, end in rows.all_from(preamble + (1 if header else 0)):
+    for row, start, end in chain(sample[1:] if header else sample, following):
         if any(row):
             builder.add(row, start, end)
         else:
@@ -88,12 +91,16 @@ def find_delimiter(sample: str, kind: str) -> str:
     """
     if kind == "tsv" and "\t" in sample:
         return "\t"
-    lines = [match.group() for match in _LINE.finditer(sample)][:_SAMPLE_ROWS]
+    lines = [match.group() for match in islice(_LINE.finditer(sample), _SAMPLE_ROWS)]
     if len(lines) > 1 and len(sample) >= _SAMPLE_CHARACTERS:
         lines.pop()  # cut in the middle
+    quoted = '"' in sample
     best, best_score = ",", 0.0
     for delimiter in _DELIMITERS:
-        widths = Counter(len(row) for row in csv.reader(lines, delimiter=delimiter) if row)
+        if quoted:
+            widths = Counter(len(row) for row in csv.reader(lines, delimiter=delimiter) if row)
+        else:
+            widths = Counter(line.count(delimiter) + 1 for line in lines if line not in _LINE_ENDS)
         width, times = max(widths.items(), key=lambda pair: (pair[1], pair[0]), default=(1, 0))
         score = times / widths.total() if width > 1 else 0.0
         if score > best_score:
@@ -111,17 +118,13 @@ class _Rows:
         self.end = 0
         self.warnings: list[str] = []
 
-    def take(self, most: int) -> list[tuple[list[str], int, int]]:
-        rows = []
-        for row in self.all_from(0):
-            rows.append(row)
-            if len(rows) == most:
-                break
-        self.warnings.clear()
-        return rows
+    def __iter__(self) -> Iterator[tuple[list[str], int, int]]:
+        """Cells, start and end of every row; `self.end` is where the last one that was yielded ends."""
+        if '"' not in self._text and self._text.count("\r") == self._text.count("\r\n"):
+            return self._unquoted()
+        return self._quoted()
 
-    def all_from(self, first: int) -> Iterator[tuple[list[str], int, int]]:
-        """Rows from number `first` on; `end` is where the last one that was yielded ends."""
+    def _quoted(self) -> Iterator[tuple[list[str], int, int]]:
         text, position, number, recoveries = self._text, 0, 0, 0
         while position < len(text):
             quoted = recoveries < _RECOVERIES
@@ -136,16 +139,27 @@ class _Rows:
                     self.warnings.append(f"row {number + 1:,} has a quote that is never closed")
                 if row:
                     number += 1
-                    if number > first:
-                        last = end
-                        while last > start and text[last - 1] in "\r\n":
-                            last -= 1
-                        self.end = last
-                        yield row, start, last
+                    last = end
+                    while last > start and text[last - 1] in "\r\n":
+                        last -= 1
+                    self.end = last
+                    yield row, start, last
                 start = end
                 if end < self._line_end:
                     break
             position = start
+
+    def _unquoted(self) -> Iterator[tuple[list[str], int, int]]:
+        """The same for a text without any quote, where a line is a row."""
+        text, delimiter, start = self._text, self._delimiter, 0
+        while start < len(text):
+            newline = text.find("\n", start)
+            stop = newline if newline >= 0 else len(text)
+            line = text[start:stop].rstrip("\r")
+            if line:
+                self.end = start + len(line)
+                yield line.split(delimiter), start, self.end
+            start = stop + 1
 
     def _reader(self, position: int, quoted: bool) -> Iterator[list[str]]:
         if quoted:

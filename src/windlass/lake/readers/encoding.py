@@ -18,7 +18,7 @@ _CODE_PAGES = [
     *("koi8_r", "cp932", "euc_jp", "gb18030", "big5", "euc_kr"),
 ]
 _SAMPLE_BYTES = 64 << 10
-_TEXT_CONTROLS = frozenset(b"\t\n\r\f\b\x1b")
+_NO_TEXT_CONTROLS = bytes(set(range(1, 32)) - set(b"\t\n\r\f\b\x1b"))
 
 
 class Decoded(NamedTuple):
@@ -69,7 +69,7 @@ def is_binary(head: bytes, *, nul_share: float = 0.05) -> bool:
     """
     if not head or head.startswith(tuple(mark for mark, _ in _MARKS)) or wide_encoding(head):
         return False
-    controls = sum(head.count(byte) for byte in range(1, 32) if byte not in _TEXT_CONTROLS)
+    controls = len(head) - len(head.translate(None, _NO_TEXT_CONTROLS))
     return head.count(0) > nul_share * len(head) or controls > 0.05 * len(head)
 
 

@@ -98,6 +98,7 @@ class TableBuilder:
         self._name = name
         self._names = tuple(names)
         self._prefixes = [f"{column[:_PREFIX_CHARACTERS]}: " for column in names]
+        self._full_line = "; ".join(prefix.replace("%", "%%") + "%s" for prefix in self._prefixes)
         self._batch: list[Sequence[str]] = []
         self._batch_rows = max(1, _BATCH_CELLS // max(1, len(names)))
         self._chunks: list[list[Any]] = [[] for _ in names]
@@ -169,6 +170,8 @@ class TableBuilder:
         if len(row) > ROW_CELLS:
             pairs = zip(self._prefixes, row, strict=True)
             line = "; ".join(islice((prefix + cell for prefix, cell in pairs if cell), ROW_CELLS))
+        elif all(row):
+            line = self._full_line % tuple(row)
         else:
             line = "; ".join([prefix + cell for prefix, cell in zip(self._prefixes, row, strict=True) if cell])
         if extra and any(extra):
