@@ -192,9 +192,7 @@ def test_workbook_cells_agree_with_openpyxl(tmp_path: Path) -> None:
     book.save(tmp_path / "a.xlsx")
     table = read_document(str(tmp_path / "a.xlsx")).tables[0]
     shown = [
-        dict(cell.split(": ", 1) for cell in line.split("; "))
-        for run in table.runs
-        for line in run.text.split("\n")
+        dict(cell.split(": ", 1) for cell in line.split("; ")) for run in table.runs for line in run.text.split("\n")
     ]
     names = [column.name for column in table.columns]
     loaded = openpyxl.load_workbook(tmp_path / "a.xlsx", data_only=True).active
@@ -272,9 +270,7 @@ def test_pdf_pages_headings_paragraphs(tmp_path: Path) -> None:
     assert outline(document)[4][2] == "Low water"
 
 
-def test_pdf_without_text_with_a_password_and_with_many_pages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pdf_without_text_with_a_password_and_with_many_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned = Canvas(str(tmp_path / "scan.pdf"), A4)
     scanned.rect(10, 10, 100, 100)
     scanned.save()

@@ -50,9 +50,7 @@ def written(rows: list[list[str]], delimiter: str = ",", end: str = "\r\n") -> s
     st.sampled_from([",", ";", "\t", "|"]),
     st.sampled_from(["\n", "\r\n"]),
 )
-def test_run_spans_hold_exactly_their_rows(
-    tmp_path: Path, rows: list[list[str]], delimiter: str, end: str
-) -> None:
+def test_run_spans_hold_exactly_their_rows(tmp_path: Path, rows: list[list[str]], delimiter: str, end: str) -> None:
     header = ["first", "second", "third"]
     text = written([header, *rows], delimiter, end)
     table = only_table(read(tmp_path, "a.csv", text))
@@ -109,9 +107,7 @@ def test_profiles_agree_with_duckdb(tmp_path: Path) -> None:
             assert expected is not None
             assert (table.rows, column.nulls, column.distinct) == expected[:3]
             if column.type == "number":
-                assert (float(column.minimum or 0), float(column.maximum or 0)) == tuple(
-                    map(float, expected[3:])
-                )
+                assert (float(column.minimum or 0), float(column.maximum or 0)) == tuple(map(float, expected[3:]))
             else:
                 assert (column.minimum, column.maximum) == expected[3:]
     assert [run.last - run.first + 1 for run in table.runs] == [RUN_ROWS] * 150
@@ -168,9 +164,7 @@ def test_dialects_headers_and_preambles(tmp_path: Path) -> None:
     assert [c.name for c in only_table(bare).columns] == ["_1", "_2", "_3"] and only_table(bare).rows == 2
     years = read(tmp_path, "e.csv", "land,2001,2002\nNL,5,6\nDE,7,8\n")
     assert [c.name for c in only_table(years).columns] == ["land", "2001", "2002"]
-    titled = read(
-        tmp_path, "f.csv", "Report of the harbour\n\nship,tons,day\nA,1,2024-01-01\nB,2,2024-01-02\n"
-    )
+    titled = read(tmp_path, "f.csv", "Report of the harbour\n\nship,tons,day\nA,1,2024-01-01\nB,2,2024-01-02\n")
     assert [c.name for c in only_table(titled).columns] == ["ship", "tons", "day"]
     assert [b.kind for b in titled.blocks] == ["paragraph", "rows"]
     double = read(tmp_path, "g.csv", "a,A,,a\nx,y,z,w\n")
@@ -218,9 +212,7 @@ def test_wide_and_long_tables(tmp_path: Path) -> None:
 
 
 def test_json_records_point_into_the_file(tmp_path: Path) -> None:
-    records = [
-        {"id": n, "name": f"ship {n}", "tags": ["a", n], "ok": n % 2 == 0, "none": None} for n in range(45)
-    ]
+    records = [{"id": n, "name": f"ship {n}", "tags": ["a", n], "ok": n % 2 == 0, "none": None} for n in range(45)]
     for indent in (None, 2):
         document = read(tmp_path, "ships.json", json.dumps(records, indent=indent))
         table = only_table(document)
@@ -283,9 +275,7 @@ def columnar(rows: int) -> pa.Table:
         {
             "id": pa.array(range(rows)),
             "name": pa.array([f"ship {n % 7}\tx" for n in range(rows)]),
-            "when": pa.array(
-                [datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=n) for n in range(rows)]
-            ),
+            "when": pa.array([datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=n) for n in range(rows)]),
             "day": pa.array([datetime.date(2024, 1, 1)] * rows),
             "x": pa.array([None if n % 3 == 0 else chance.random() for n in range(rows)]),
             "flag": pa.array([n % 2 == 0 for n in range(rows)]),

@@ -175,9 +175,7 @@ def _is_plain(arrow_type: Any) -> bool:
     import pyarrow as pa
 
     types = pa.types
-    return not (
-        types.is_nested(arrow_type) or types.is_binary(arrow_type) or types.is_large_binary(arrow_type)
-    )
+    return not (types.is_nested(arrow_type) or types.is_binary(arrow_type) or types.is_large_binary(arrow_type))
 
 
 def _cell(value: Any) -> str:

@@ -100,9 +100,7 @@ def read_json_lines(source: Source, decoded: Decoded) -> Document:
     records.end = len(text)
     total = bad + len(records.spans)
     if bad > _BAD_LINE_SHARE * total or not 0 < len(records.keys) <= MOST_COLUMNS:
-        return _as_plain_text(
-            source, decoded, "jsonl", f"{bad:,} of {total:,} lines are not JSON; read as text"
-        )
+        return _as_plain_text(source, decoded, "jsonl", f"{bad:,} of {total:,} lines are not JSON; read as text")
     table = _table(text, records, [f"{bad:,} of {total:,} lines are not valid JSON"] if bad else [])
     return Document(
         kind="jsonl",

@@ -146,13 +146,9 @@ class TableBuilder:
         if self.rows > INDEXED_ROWS:
             notes.append(f"only the first {INDEXED_ROWS:,} of {self.rows:,} rows can be found by search")
         if width > ROW_CELLS:
-            notes.append(
-                f"{len(self._names):,} columns; search sees the first {ROW_CELLS} filled cells of a row"
-            )
+            notes.append(f"{len(self._names):,} columns; search sees the first {ROW_CELLS} filled cells of a row")
         if self._shortened:
-            notes.append(
-                f"search sees the first {ROW_CHARACTERS:,} characters of {self._shortened:,} long rows"
-            )
+            notes.append(f"search sees the first {ROW_CHARACTERS:,} characters of {self._shortened:,} long rows")
         return Table(self._name, self.rows, columns, start, end, tuple(self._runs), tuple(notes))
 
     def blocks(self) -> list[Block]:
@@ -174,9 +170,7 @@ class TableBuilder:
             pairs = zip(self._prefixes, row, strict=True)
             line = "; ".join(islice((prefix + cell for prefix, cell in pairs if cell), ROW_CELLS))
         else:
-            line = "; ".join(
-                [prefix + cell for prefix, cell in zip(self._prefixes, row, strict=True) if cell]
-            )
+            line = "; ".join([prefix + cell for prefix, cell in zip(self._prefixes, row, strict=True) if cell])
         if extra and any(extra):
             line = "; ".join([line, *[cell for cell in extra[:ROW_CELLS] if cell]])
         if "\n" in line or "\r" in line or "\0" in line:

@@ -165,9 +165,7 @@ def _rows(table: Any) -> list[str]:
     for row in table.iterchildren():
         if _local(row) != "tr":
             continue
-        cells = [
-            " ".join(_text(cell).split()) for cell in row.iterchildren() if _local(cell) in ("tc", "sdt")
-        ]
+        cells = [" ".join(_text(cell).split()) for cell in row.iterchildren() if _local(cell) in ("tc", "sdt")]
         if any(cells):
             lines.append(" | ".join(cells))
     return lines
