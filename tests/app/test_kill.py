@@ -29,6 +29,7 @@ from windlass.core.errors import WorkspaceLocked
 from windlass.core.progress import Silent
 from windlass.core.workspace import Workspace
 from windlass.lake import scan as scan_module
+from windlass.lake.walk import hash_file
 from windlass.retrieval import indexing
 from windlass.retrieval.pipeline import IndexReport, Pipeline
 
@@ -162,8 +163,7 @@ def done_work(workspace: Workspace) -> set[tuple[str, str]]:
     return {
         (path, digest)
         for path, digest in known
-        if (file := workspace.folder / path).exists()
-        and scan_module.hash_file(os.fsencode(file), path).content_hash == digest
+        if (file := workspace.folder / path).exists() and hash_file(os.fsencode(file), path).content_hash == digest
     }
 
 

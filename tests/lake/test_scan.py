@@ -24,7 +24,8 @@ from windlass.core.paths import to_os, to_text
 from windlass.core.progress import Silent
 from windlass.core.workspace import Workspace
 from windlass.lake import scan as scan_module
-from windlass.lake.scan import Catalog, ScanDelta, hash_file
+from windlass.lake.scan import Catalog, ScanDelta
+from windlass.lake.walk import hash_file
 
 Oracle = dict[str, str]
 

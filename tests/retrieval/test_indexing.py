@@ -64,7 +64,7 @@ def reads(monkeypatch: pytest.MonkeyPatch, direct_reading: None) -> list[str]:
     class RecordingSandbox(indexing.Sandbox):  # type: ignore[misc, name-defined]
         def map(self, items, *, progress=None):  # type: ignore[no-untyped-def]
             taken = list(items)
-            names.extend(os.path.basename(path) for (path,) in taken)
+            names.extend(os.path.basename(path) for first, others, _ in taken for path in (first, *others))
             return super().map(taken, progress=progress)
 
     monkeypatch.setattr(indexing, "Sandbox", RecordingSandbox)

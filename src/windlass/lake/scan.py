@@ -4,62 +4,30 @@ An unchanged file is recognised by its stat record alone, as git does it, the ra
 within two seconds of the previous scan could change again without its times changing, so it is hashed again. All
 else is hashed (BLAKE2b-256) with threads, since hashing releases the interpreter lock. Contents are compared by hash:
 an equal hash under a new name is a rename, several names of one hash are duplicates.
-
-Links are not followed: a link out of the folder would lift what was not asked for, a link inside it would lift
-things twice. Special files (pipes, sockets, devices) are never opened.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import sqlite3
-import stat
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from windlass.core.errors import Cancelled, NotFound, ReadError, UsageError
-from windlass.core.paths import to_os, to_text
+from windlass.core.errors import Cancelled, ReadError
+from windlass.core.paths import to_os
 from windlass.core.progress import Progress, Silent, check_cancelled
-from windlass.core.workspace import STATE_FOLDER, Workspace, mark_changed
+from windlass.core.workspace import Workspace, mark_changed
+from windlass.lake.walk import DEFAULT_IGNORE, FileEntry, hash_file, walk
 
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
-
-IGNORE_FILE = ".windlassignore"
-DEFAULT_IGNORE: tuple[str, ...] = (
-    ".*",
-    "__pycache__/",
-    "node_modules/",
-    "lost+found/",
-    "*.pyc",
-    "~$*",
-    "Thumbs.db",
-    "desktop.ini",
-)
 _RACY_NS = 2_000_000_000
-_HASH_BLOCK = 1 << 20
 _COMMIT_EVERY = 1_000
 _COMMIT_SECONDS = 1.0
-_READ_ATTEMPTS = 3
-
-
-class FileEntry(NamedTuple):
-    """One regular file: its path relative to the folder (text form, `/` between parts) and its stat record."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    content_hash: str  # 64 hex digits; empty until hashed
 
 
 @dataclass
@@ -291,124 +259,6 @@ class _Stored(NamedTuple):
     entry: FileEntry
     scanned_ns: int
     failed: bool
-
-
-def walk(folder: Path, *, ignore: Sequence[str], skipped: list[tuple[str, str]]) -> Iterator[FileEntry]:
-    """All regular files below `folder`, unhashed, in sorted order; what is passed over goes to `skipped`.
-
-    Raises:
-        NotFound: The folder itself cannot be listed: it is gone, and not empty.
-        UsageError: A line of `.windlassignore` is no pattern.
-    """
-    ignored = _ignored(folder, ignore)
-    pending = [b""]
-    root = os.fsencode(folder)
-    while pending:
-        relative = pending.pop()
-        try:
-            with os.scandir(root + b"/" + relative if relative else root) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            if not relative:
-                raise NotFound(
-                    f"{folder} cannot be listed any more: {error.strerror}", hint="what is indexed stays as it is"
-                ) from error
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                skipped.append((to_text(relative), f"folder cannot be read: {error.strerror}"))
-            continue
-        folders = []
-        for entry in entries:
-            name = relative + b"/" + entry.name if relative else entry.name
-            text = to_text(name)
-            try:
-                is_folder = entry.is_dir(follow_symlinks=False)
-                if ignored.match_file(text + "/" if is_folder else text):
-                    continue
-                if is_folder:
-                    folders.append(name)
-                    continue
-                record = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # vanished between the listing and now
-            except OSError as error:
-                skipped.append((text, f"cannot be looked at: {error.strerror}"))
-                continue
-            if stat.S_ISREG(record.st_mode):
-                yield FileEntry(text, record.st_size, record.st_mtime_ns, record.st_ctime_ns, record.st_ino, "")
-            else:
-                skipped.append((text, _why_skipped(record)))
-        pending.extend(reversed(folders))
-
-
-def hash_file(path: bytes, name: str, *, check: Callable[[], None] = lambda: None) -> FileEntry:
-    """Read one file and return its entry with the hash, as it stood when size and time held still.
-
-    Args:
-        path: Where it is.
-        name: What it is called in the entry and in messages.
-        check: Called between blocks; raises to give up.
-
-    Raises:
-        ReadError: Cannot be opened (`unreadable`), vanished (`gone`), or kept changing (`changing`).
-    """
-    for _ in range(_READ_ATTEMPTS):
-        try:
-            # O_NONBLOCK: a pipe put in the file's place must not block us; it does nothing to regular files.
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise ReadError(f"{name} vanished while scanning", reason="gone") from error
-            raise ReadError(f"{name} cannot be opened: {error.strerror}", reason="unreadable") from error
-        try:
-            before = os.fstat(handle)
-            if not stat.S_ISREG(before.st_mode):
-                raise ReadError(f"{name} vanished while scanning", reason="gone")
-            digest = _digest(handle, before.st_size, check)
-            after = os.fstat(handle)
-        except OSError as error:
-            raise ReadError(f"{name} cannot be read: {error.strerror}", reason="unreadable") from error
-        finally:
-            os.close(handle)
-        if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
-            return FileEntry(name, after.st_size, after.st_mtime_ns, after.st_ctime_ns, after.st_ino, digest)
-    raise ReadError(f"{name} keeps changing while it is read", reason="changing", hint="it is tried again next time")
-
-
-def _ignored(folder: Path, ignore: Sequence[str]) -> GitIgnoreSpec:
-    import re
-
-    import pathspec
-
-    own = folder / IGNORE_FILE
-    lines: list[str] = []
-    if own.is_file() and not own.is_symlink():
-        try:
-            lines = own.read_text("utf-8", "replace").splitlines()
-        except OSError as error:
-            raise UsageError(f"{own} cannot be read: {error.strerror}", hint="check its permissions") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            pathspec.GitIgnoreSpec.from_lines([line])
-        except (ValueError, re.error) as error:
-            raise UsageError(f"{own}, line {number}: {line!r} is not a pattern", hint="see gitignore(5)") from error
-    return pathspec.GitIgnoreSpec.from_lines([*ignore, *lines, f"/{STATE_FOLDER}/"])
-
-
-def _why_skipped(record: os.stat_result) -> str:
-    if stat.S_ISLNK(record.st_mode):
-        return "symbolic link, not followed"
-    return "special file (pipe, socket or device)"
-
-
-def _digest(handle: int, size: int, check: Callable[[], None]) -> str:
-    digest = hashlib.blake2b(digest_size=32)
-    # One byte past the size tells that the file grew; a log that grows as fast as it is read would never end.
-    left = size + 1
-    while left > 0 and (block := os.read(handle, min(left, _HASH_BLOCK))):
-        digest.update(block)
-        left -= len(block)
-        check()
-    return digest.hexdigest()
 
 
 def _same(entry: FileEntry, stored: _Stored) -> bool:
