@@ -212,13 +212,13 @@ def summarise(outcomes: Sequence[Outcome], k: int, mode: str) -> EvaluationRepor
     )
 
 
-def holds_quote(passage: Passage, span: str, question: GoldQuestion) -> bool:
+def holds_quote(passage: Passage, question: GoldQuestion, span: str = "") -> bool:
     """Whether the passage is of a gold file (or a copy of it) and holds the gold text.
 
     Args:
         passage: A found passage.
-        span: Its stretch of the document, which for table rows is written otherwise than `passage.text`.
-        question: A question without a quote asks for the file alone.
+        question: One without a quote asks for the file alone.
+        span: The passage's stretch of the document, which for table rows is written otherwise than its text.
 
     Only words and figures are compared: how a table's cells are set apart is the reader's affair.
     """
@@ -245,7 +245,7 @@ def _outcome(pipeline: Asked, question: GoldQuestion, k: int, mode: str) -> Outc
         correct = not answer.found
     passages = [hit.passage for hit in hits]
     spans = [pipeline.document_text(passage.doc_id)[passage.start : passage.end] for passage in passages]
-    holding = [holds_quote(passage, span, question) for passage, span in zip(passages, spans, strict=True)]
+    holding = [holds_quote(passage, question, span) for passage, span in zip(passages, spans, strict=True)]
     return Outcome(
         id=question.id,
         question=question.question,
