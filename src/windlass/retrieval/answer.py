@@ -71,7 +71,7 @@ class Answerer:
         parsed = Question.parse(question, run.idf)
         scored = rank_candidates(parsed, hits, run.document_text, encoder)
         run.lap("rank")
-        run.evidence = evidence(features(parsed, scored), has_cosine=encoder is not None)
+        run.evidence = evidence(features(parsed, scored, encoder), has_encoder=encoder is not None)
         if run.evidence < self._settings.min_evidence:
             return run.not_found()
         if mode != "extract":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ from windlass.retrieval.metrics import auroc, contains_answer, exact_match, toke
 from windlass.retrieval.types import Answer, Citation, Hit, Passage
 
 UNANSWERABLE = "unanswerable"
+_WORD = re.compile(r"[^\W_]+(?:[.:/-][^\W_]+)*")
 
 
 class Asked(Protocol):
@@ -210,37 +212,24 @@ def summarise(outcomes: Sequence[Outcome], k: int, mode: str) -> EvaluationRepor
     )
 
 
-def holds_quote(passage: Passage, question: GoldQuestion) -> bool:
-    """Whether the passage is of a gold file (or a copy of it) and holds the gold text; white space does not count.
+def holds_quote(passage: Passage, question: GoldQuestion, span: str = "") -> bool:
+    """Whether the passage is of a gold file (or a copy of it) and holds the gold text.
 
-    A question without a quote asks for the file alone. Rows are shown as "column: value", so a quoted row counts
-    as held when all its fields stand in the passage.
+    Args:
+        passage: A found passage.
+        question: One without a quote asks for the file alone.
+        span: The passage's stretch of the document, which for table rows is written otherwise than its text.
+
+    Only words and figures are compared: how a table's cells are set apart is the reader's affair.
     """
     if not is_gold_file(passage, question):
         return False
-    if not question.quotes:
-        return True
-    text = _squeezed(passage.text)
-    return any(_squeezed(quote) in text or _holds_row(passage, text, quote) for quote in question.quotes)
+    texts = [_plain(passage.text), _plain(span)]
+    return not question.quotes or any(_plain(quote) in text for quote in question.quotes for text in texts)
 
 
 def is_gold_file(passage: Passage, question: GoldQuestion) -> bool:
     return bool({passage.source, *passage.also} & set(question.files))
-
-
-def _holds_row(passage: Passage, text: str, quote: str) -> bool:
-    """A row counts as held by a line with all its fields; outside of tables only one quoted with `|` or tabs."""
-    if passage.kind != "rows" and not any(mark in quote for mark in "|\t"):
-        return False
-    fields = [field for field in (_squeezed(part).strip('"') for part in _split_row(quote)) if field]
-    return bool(fields) and any(all(field in _squeezed(line) for field in fields) for line in passage.text.splitlines())
-
-
-def _split_row(quote: str) -> list[str]:
-    import csv
-
-    delimiter = next((mark for mark in "\t|" if mark in quote), None) or max(",;", key=quote.count)
-    return next(iter(csv.reader([" ".join(quote.splitlines())], delimiter=delimiter)), [])
 
 
 def _outcome(pipeline: Asked, question: GoldQuestion, k: int, mode: str) -> Outcome:
@@ -255,6 +244,8 @@ def _outcome(pipeline: Asked, question: GoldQuestion, k: int, mode: str) -> Outc
     else:
         correct = not answer.found
     passages = [hit.passage for hit in hits]
+    spans = [pipeline.document_text(passage.doc_id)[passage.start : passage.end] for passage in passages]
+    holding = [holds_quote(passage, question, span) for passage, span in zip(passages, spans, strict=True)]
     return Outcome(
         id=question.id,
         question=question.question,
@@ -263,7 +254,7 @@ def _outcome(pipeline: Asked, question: GoldQuestion, k: int, mode: str) -> Outc
         expected=question.answers[0] if question.answers else "",
         mode=answer.mode,
         found=answer.found,
-        rank=next((rank for rank, passage in enumerate(passages, 1) if holds_quote(passage, question)), None),
+        rank=holding.index(True) + 1 if True in holding else None,
         file_rank=next((rank for rank, passage in enumerate(passages, 1) if is_gold_file(passage, question)), None),
         correct=correct,
         exact=exact_match(said, question.answers),
@@ -321,8 +312,8 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(str(item) for item in values if item)
 
 
-def _squeezed(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def _plain(text: str) -> str:
+    return " " + " ".join(_WORD.findall(text.casefold())) + " "
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ from windlass.retrieval.terms import stems
 from windlass.retrieval.types import Hit
 
 MOST_SENTENCES = 3
-MOST_ENCODED = 16
+MOST_ENCODED = 20
 
 # What a word of the question is worth by where it stands.
 _IN_LEAD, _IN_CONTEXT, _IN_BEFORE = 0.9, 0.7, 0.5
@@ -27,6 +27,8 @@ _IN_PASSAGE = 0.25
 _SECOND_SHARE = 0.85
 _SAME_WORDS = 0.8
 _MOST_COLUMNS = 12
+# What a whole row is worth as an answer when no column of it is asked for.
+_WHOLE_ROW = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Scored:
         text: What is shown.
         coverage: Credited share of the question's words, in [0, 1].
         cosine: Of question and span, None without an encoder.
-        in_kind: Whether it holds the kind of thing asked for.
+        in_kind: How well it holds the kind of thing asked for, in [0, 1].
         missing: Share of the question's names and numbers that neither it nor what it leans on holds.
     """
 
@@ -46,15 +48,23 @@ class Scored:
     text: str
     coverage: float
     cosine: float | None
-    in_kind: bool
+    in_kind: float
     missing: float
+
+    @property
+    def embedded_text(self) -> str:
+        """What the encoder sees: the span under its headings."""
+        return f"{self.candidate.passage.title}\n{self.candidate.lead} {self.candidate.text}".strip()
 
     @property
     def score(self) -> float:
         """What candidates are ordered by."""
         prior = 1.0 / (1.0 + 0.25 * self.candidate.rank)
-        meaning = self.coverage if self.cosine is None else 0.5 * self.coverage + 0.5 * max(0.0, self.cosine)
-        return 0.75 * meaning + 0.15 * self.in_kind + 0.10 * prior - 0.20 * self.missing
+        if self.cosine is None:
+            meaning = 0.75 * self.coverage
+        else:
+            meaning = 0.30 * self.coverage + 0.45 * max(0.0, self.cosine)
+        return meaning + 0.10 * self.in_kind + 0.05 * prior - 0.12 * self.missing
 
 
 def rank_candidates(
@@ -68,9 +78,12 @@ def rank_candidates(
         if not _says_something(question, candidate):
             continue
         coverage = _coverage(question, candidate, passages[candidate.passage.id])
-        text = _facts_shown(question, candidate) if candidate.facts else candidate.text
-        in_kind = question.is_answered_in_kind(text)
-        missing = question.missing(f"{candidate.lead} {candidate.context} {candidate.before} {candidate.text}")
+        text, is_asked = _facts_shown(question, candidate) if candidate.facts else (candidate.text, True)
+        in_kind = question.carried_by(text) if is_asked else _WHOLE_ROW
+        near = f"{candidate.lead} {candidate.context} {candidate.before} {candidate.text}"
+        missing = question.missing(near)
+        if missing and not candidate.facts:  # what the passage says elsewhere may still be what the span is about
+            missing = 0.3 * missing + 0.7 * question.missing(f"{near} {candidate.passage.text}")
         rough.append(Scored(candidate, text, coverage, None, in_kind, missing))
     rough.sort(key=lambda item: -item.score)
     rough = rough[:MOST_ENCODED]
@@ -108,8 +121,7 @@ def _coverage(question: Question, candidate: Candidate, passage: set[str]) -> fl
 def _cosines(question: Question, scored: Sequence[Scored], encoder: SentenceEncoder | None) -> list[float] | list[None]:
     if encoder is None or not scored:
         return [None] * len(scored)
-    texts = [f"{item.candidate.passage.title}\n{item.candidate.lead} {item.candidate.text}".strip() for item in scored]
-    vectors = encoder.encode_passages(texts)
+    vectors = encoder.encode_passages([item.embedded_text for item in scored])
     asked = encoder.encode_queries([question.text])[0]
     return [float(value) for value in vectors @ asked]
 
@@ -124,16 +136,23 @@ def _says_something(question: Question, candidate: Candidate) -> bool:
         return any(_matches_value(question, value) for _, value in candidate.facts)
     if candidate.passage.kind == "schema":
         return question.is_about_tables
-    return not stems(candidate.text) <= set(question.words) | stems(candidate.context)
+    new = stems(candidate.text) - set(question.words) - stems(candidate.context)
+    said = [word for word in stems(candidate.text) if not word[0].isdigit()]
+    return bool(new) and (len(said) > 1 or bool(candidate.lead))
 
 
 def _matches_value(question: Question, value: str) -> bool:
+    """Whether the question names `value`: all of its words, or most of a name of several words ("Smith Ltd.")."""
     words = stems(value)
-    return bool(words) and words <= set(question.words)
+    matched = len(words & set(question.words))
+    return bool(words) and (matched == len(words) or (matched >= 2 and matched >= 0.6 * len(words)))
 
 
-def _facts_shown(question: Question, candidate: Candidate) -> str:
-    """The values that the question names and the columns that it asks for, or the whole row when none is clear."""
+def _facts_shown(question: Question, candidate: Candidate) -> tuple[str, bool]:
+    """The values that the question names and the columns that it asks for, or the whole row when none is clear.
+
+    The second value tells whether it asks for a column.
+    """
     keys = [fact for fact in candidate.facts if _matches_value(question, fact[1])]
     taken = {word for _, value in keys for word in stems(value)}
     wanted = {word: 1.0 for word in question.words if word not in taken}
@@ -145,7 +164,8 @@ def _facts_shown(question: Question, candidate: Candidate) -> str:
         if any(credits[word] for word in wanted):
             asked.append((name, value))
     chosen = [fact for fact in candidate.facts if fact in keys or fact in asked] if asked else candidate.facts
-    return "; ".join(f"{name}: {value}" if name else value for name, value in chosen[:_MOST_COLUMNS])
+    text = "; ".join(f"{name}: {value}" if name else value for name, value in chosen[:_MOST_COLUMNS])
+    return text, bool(asked)
 
 
 def _repeats(item: Scored, other: Scored) -> bool:

@@ -19,7 +19,7 @@ _LIST_ITEM = re.compile(r"\s*(?:[-*+•‣◦▪–]\s+|\(?(?:\d{1,3}|[a-zA-Z]|[
 _HEADING = re.compile(r"\s{0,3}#{1,6}\s+\S")
 _RULE = re.compile(r"\s*(?:[-=_*~]{3,}|```.*|~~~.*)\s*$")
 _FIELD = re.compile(r"\s*[^\W\d_][\w /().-]{0,38}\s?:\s+\S")
-_TABLE_ROW = re.compile(r"\s*\|.*\|\s*$|[^|]*\|[^|]*\|.*$|[^\t]+\t+[^\t]+\t.*$")
+_TABLE_ROW = re.compile(r".*\.{4,}|.*…{2,}|\s*\|.*\|\s*$|[^|]*\|[^|]*\|.*$|[^\t]+\t+[^\t]+\t.*$")
 # A stop, and no small letter after it. One class in front, because the engine skips to it; then the two cases.
 _STOP = re.compile(
     r"[.!?…。！？](?:(?<=[.!?…])[.!?…]*[\"'”’»)\]*_]*(?=\s)(?![\s\"'“‘«(\[*_]*[a-z])|(?<=[。！？])[。！？]*[」』”’）]*)"
@@ -98,7 +98,7 @@ def _runs(text: str, start: int, end: int) -> list[Span]:
 def _marked_lines(text: str, block: list[Span]) -> list[bool]:
     """Which lines could be a heading, a rule, a table row or a list item: most are not, and are spared the patterns."""
     whole = text[block[0].start : block[-1].end]
-    if "|" in whole or "\t" in whole or "#" in whole:
+    if any(mark in whole for mark in ("|", "\t", "#", "....", "……")):
         return [True] * len(block)
     heads = [text[line.start : line.end].lstrip()[:6] for line in block]
     return [head[0] in _MARKS or "." in head or ")" in head for head in heads]
@@ -158,6 +158,8 @@ def _split_run(text: str, run: Span) -> list[Span]:
 
 def _ends_sentence(text: str, run: Span, position: int, stop: re.Match[str]) -> bool:
     mark = stop.group()
+    if mark.startswith(("....", "……")):
+        return False  # the dots that lead from an entry to its number
     if mark[0] in "。！？":
         return True
     if mark == "." and _is_plain(text, position, stop.start()):

@@ -35,6 +35,12 @@ class SentenceEncoder(Protocol):
         """Normalised vectors of passages, float32 [n, dim]."""
         ...
 
+    def encode_tokens(
+        self, texts: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32] | None]:
+        """Vectors of tokens, float32 [total, dim]; offsets int64 [n + 1]; attention float32 [total] or None."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

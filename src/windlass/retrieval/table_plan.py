@@ -114,7 +114,8 @@ def make_plan(
     dated = _date_conditions(reading, table_words)
     if conditions is None or dated is None:
         return None
-    measured = _measured_column(reading, table_words, {condition.column for condition in [*conditions, *dated]})
+    taken = {condition.column for condition in [*conditions, *dated]}
+    measured = None if _counts_rows(intent, table_words) else _measured_column(reading, table_words, taken)
     bounds = _bound_conditions(reading, measured)
     if bounds is None:
         return None
