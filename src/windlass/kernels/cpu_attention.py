@@ -175,12 +175,14 @@ def blend(
             store_float(out, out_at + size + i + LANES, mul_float(b1, splat(scores[2 * room - 1])))
 
 
-_F32, _U16, _PAGES = types.Array(types.float32, 1, "C"), types.Array(types.uint16, 1, "C"), types.Array(types.int64, 1, "C")
+_F32, _U16, _PAGES = (
+    types.Array(types.float32, 1, "C"),
+    types.Array(types.uint16, 1, "C"),
+    types.Array(types.int64, 1, "C"),
+)
 _INT = types.int64
 ATTEND = Compiled(
     attend,
-    types.void(
-        _F32, _INT, _INT, _INT, _INT, _INT, _PAGES, _U16, _U16, _INT, _INT, _INT, _INT, _F32, _INT, _F32, _INT
-    ),
+    types.void(_F32, _INT, _INT, _INT, _INT, _INT, _PAGES, _U16, _U16, _INT, _INT, _INT, _INT, _F32, _INT, _F32, _INT),
 )
 call_attend = caller(ATTEND.signature)

@@ -161,7 +161,9 @@ def half_to_float(low: int, high: int) -> float:
 
 
 @inlined
-def quantize_token(x: Any, x_at: int, blocks: int, token: int, tokens: int, xq: Any, dx: Any, xsum: Any, at: int) -> None:
+def quantize_token(
+    x: Any, x_at: int, blocks: int, token: int, tokens: int, xq: Any, dx: Any, xsum: Any, at: int
+) -> None:
     """Round `32 * blocks` activations of one token to int8, one scale for 32.
 
     Args:
@@ -307,7 +309,17 @@ def _nibble_dot(w0: Any, w1: Any, w2: Any, w3: Any, w4: Any, w5: Any, w6: Any, w
 
 @compiled
 def _matrix_w4m(
-    arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, tokens: int, first: int, count: int, x_at: int, out: Any
+    arena: Any,
+    at: int,
+    blocks: int,
+    xq: Any,
+    dx: Any,
+    xsum: Any,
+    tokens: int,
+    first: int,
+    count: int,
+    x_at: int,
+    out: Any,
 ) -> None:
     _clear(out, count)
     for block in range(blocks):
@@ -331,7 +343,17 @@ def _matrix_w4m(
 
 @compiled
 def _matrix_w4(
-    arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, tokens: int, first: int, count: int, x_at: int, out: Any
+    arena: Any,
+    at: int,
+    blocks: int,
+    xq: Any,
+    dx: Any,
+    xsum: Any,
+    tokens: int,
+    first: int,
+    count: int,
+    x_at: int,
+    out: Any,
 ) -> None:
     _clear(out, count)
     for block in range(blocks):
@@ -354,7 +376,17 @@ def _matrix_w4(
 
 @compiled
 def _matrix_w8(
-    arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, tokens: int, first: int, count: int, x_at: int, out: Any
+    arena: Any,
+    at: int,
+    blocks: int,
+    xq: Any,
+    dx: Any,
+    xsum: Any,
+    tokens: int,
+    first: int,
+    count: int,
+    x_at: int,
+    out: Any,
 ) -> None:
     _clear(out, count)
     for block in range(blocks):
@@ -372,7 +404,18 @@ def _matrix_w8(
 
 @compiled
 def tile_product(
-    arena: Any, at: int, kind: int, blocks: int, xq: Any, dx: Any, xsum: Any, tokens: int, first: int, count: int, x_at: int, out: Any
+    arena: Any,
+    at: int,
+    kind: int,
+    blocks: int,
+    xq: Any,
+    dx: Any,
+    xsum: Any,
+    tokens: int,
+    first: int,
+    count: int,
+    x_at: int,
+    out: Any,
 ) -> None:
     """16 output rows for `count` of `tokens` tokens from `first` on: `out[token * 16 + row]`, float32.
 
@@ -393,11 +436,7 @@ def tile_product(
         _matrix_w8(arena, at, blocks, xq, dx, xsum, tokens, first, count, x_at, out)
 
 
-
-
 _U8, _I8, _I32, _F32 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.int8, types.int32, types.float32))
 _INT = types.int64
-TILE_PRODUCT = Compiled(
-    tile_product, types.void(_U8, _INT, _INT, _INT, _I8, _F32, _I32, _INT, _INT, _INT, _INT, _F32)
-)
+TILE_PRODUCT = Compiled(tile_product, types.void(_U8, _INT, _INT, _INT, _I8, _F32, _I32, _INT, _INT, _INT, _INT, _F32))
 call_tile_product = caller(TILE_PRODUCT.signature)

@@ -162,7 +162,9 @@ load_float = intrinsic(_loader(Floats, _FLOATS, lambda builder, value: value))
 """`LANES` numbers of a float32 array from an index."""
 load_half = intrinsic(_loader(Floats, _HALVES, lambda builder, value: builder.fpext(value, _FLOATS)))
 """`LANES` half-precision numbers as float32. The index counts elements of the array (bytes of a uint8 array)."""
-broadcast4 = intrinsic(_loader(Bytes, _I32, lambda builder, value: builder.bitcast(_splat(builder, value, _INTS), _BYTES)))
+broadcast4 = intrinsic(
+    _loader(Bytes, _I32, lambda builder, value: builder.bitcast(_splat(builder, value, _INTS), _BYTES))
+)
 """Four bytes of an int8 array, repeated in every lane."""
 
 low_nibbles = _pure(Bytes, 1, lambda builder, value: builder.and_(value, _constant(_BYTES, 15)))
@@ -273,6 +275,7 @@ def max_lanes(typing: Any, value: Any) -> Any:
 
 def _exp(builder: Any, x: Any) -> Any:
     """e^x by 2^n times a polynomial on [-ln2/2, ln2/2]; relative error below 2e-7, clamped to the finite range."""
+
     def constant(value: float) -> Any:
         return _constant(_FLOATS, float(np.float32(value)))
 
@@ -471,5 +474,3 @@ def sleep_briefly(typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
-
-

@@ -68,9 +68,7 @@ class BertConfig:
                 raise ModelError(f"{place}: {field} is {value!r}, not a positive whole number")
             sizes.append(value)
         if sizes[0] % sizes[2]:
-            raise ModelError(
-                f"{place}: hidden_size {sizes[0]} is no multiple of num_attention_heads {sizes[2]}"
-            )
+            raise ModelError(f"{place}: hidden_size {sizes[0]} is no multiple of num_attention_heads {sizes[2]}")
         return cls(*sizes, norm_eps=float(fields.get("layer_norm_eps", 1e-12)))
 
 
@@ -150,9 +148,7 @@ class Bert:
         update = scratch.update[:total]
         np.take(self._words, ids, axis=0, out=hidden, mode="clip")
         starts = np.cumsum(lengths) - lengths
-        np.take(
-            self._positions, np.arange(total) - np.repeat(starts, lengths), axis=0, out=update, mode="clip"
-        )
+        np.take(self._positions, np.arange(total) - np.repeat(starts, lengths), axis=0, out=update, mode="clip")
         hidden += update
         _normalise(hidden, self._norm, self.config.norm_eps)
         for number, layer in enumerate(self._layers):
@@ -185,11 +181,7 @@ class Bert:
         for start, count, length in _equal_runs(lengths):
             rows = qkv[start : start + count * length].reshape(count, length, 3, heads, size // heads)
             query, key, value = rows.transpose(2, 0, 3, 1, 4)
-            received = (
-                None
-                if attention is None
-                else attention[start : start + count * length].reshape(count, length)
-            )
+            received = None if attention is None else attention[start : start + count * length].reshape(count, length)
             if received is not None:
                 received[:] = 0
             for sequences, some_heads in _tiles(count, heads, length):
@@ -216,9 +208,7 @@ class _Taker:
         if found.ndim != len(shape) or any(
             want not in (None, have) for want, have in zip(shape, found.shape, strict=True)
         ):
-            raise ModelError(
-                f"model file {self._place}: tensor {name!r} has shape {found.shape}, expected {shape}"
-            )
+            raise ModelError(f"model file {self._place}: tensor {name!r} has shape {found.shape}, expected {shape}")
         return np.require(found, np.float32, ["A", "C"])
 
     def linear(self, name: str, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from windlass.kernels import cpu_gemm
 from windlass.kernels.cpu_attention import PAGE
 from windlass.models import cpu_step
 from windlass.models.block_formats import BY_NAME, Floats
-from windlass.models.config import ModelConfig, require_runnable
+from windlass.models.config import packing_obstacle, require_runnable
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.page_pool import PagePool, SequenceCache
 from windlass.models.weights import WeightSource, open_weights
@@ -31,19 +30,6 @@ PREFILL_CHUNK = 256
 MOST_THREADS = 8
 """More threads than memory channels only wait for each other."""
 LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-def unsupported(config: ModelConfig) -> str | None:
-    """Why the compiled engine cannot run this shape, or None when it can."""
-    for name, size, unit in (
-        ("hidden_size", config.hidden_size, 32),
-        ("intermediate_size", config.intermediate_size, 32),
-        ("n_heads * head_dim", config.n_heads * config.head_dim, 32),
-        ("head_dim", config.head_dim, 16),
-    ):
-        if size % unit:
-            return f"{name} is {size}, not a multiple of {unit}"
-    return None
 
 
 class CpuEngine:
@@ -65,7 +51,7 @@ class CpuEngine:
     def __init__(self, source: WeightSource, *, threads: int | None = None) -> None:
         self.config = source.config
         require_runnable(self.config, str(source.path))
-        reason = unsupported(self.config)
+        reason = packing_obstacle(self.config)
         if reason is not None:
             raise ModelError(f"{source.path}: the compiled engine cannot run this model: {reason}")
         if threads is not None and threads < 1:

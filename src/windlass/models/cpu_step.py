@@ -93,7 +93,9 @@ def _share(total: int, thread: int, threads: int) -> tuple[int, int]:
 
 
 @compiled
-def _store(sums: Any, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int, add: bool) -> None:
+def _store(
+    sums: Any, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int, add: bool
+) -> None:
     """Write (or add) `rows` of each token's 16 sums to `out[out_at + token * stride]`."""
     for token in range(count):
         target = out_at + token * stride
@@ -120,7 +122,9 @@ def _project(
         for first in range(0, tokens, TOKEN_GROUP):
             count = min(TOKEN_GROUP, tokens - first)
             at = matrix[BYTE] + tile * size
-            call_tile_product(calls[TILE_CALL], (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums))
+            call_tile_product(
+                calls[TILE_CALL], (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums)
+            )
             _store(sums, count, rows, floats, bias, out, out_at + first * stride + 16 * tile, stride, add)
 
 
@@ -136,7 +140,9 @@ def _project_gated(
             for matrix, target in ((gates, sums), (ups, more)):
                 at = matrix[BYTE] + tile * _tile_bytes(matrix[KIND], matrix[BLOCKS])
                 kind, blocks = matrix[KIND], matrix[BLOCKS]
-                call_tile_product(calls[TILE_CALL], (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, target))
+                call_tile_product(
+                    calls[TILE_CALL], (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, target)
+                )
                 if matrix[BIAS] >= 0:
                     for i in range(16 * count):
                         target[i] += floats[matrix[BIAS] + 16 * tile + i % 16]
@@ -202,9 +208,7 @@ PROJECT_GATED = Compiled(
     _project_gated,
     types.void(_I64, _I64, _INT, _INT, _INT, _U8, _F32, *_ROUNDED, _I64, _F32, _F32, _F32, _INT),
 )
-QUANTIZE = Compiled(
-    _quantize, types.void(_INT, _INT, _INT, _F32, _INT, _F32, _INT, _FLOAT, _F32, *_ROUNDED)
-)
+QUANTIZE = Compiled(_quantize, types.void(_INT, _INT, _INT, _F32, _INT, _F32, _INT, _FLOAT, _F32, *_ROUNDED))
 PLACE = Compiled(
     _place,
     types.void(
@@ -214,6 +218,7 @@ PLACE = Compiled(
 call_project, call_project_gated, call_quantize, call_place = (
     caller(kernel.signature) for kernel in (PROJECT, PROJECT_GATED, QUANTIZE, PLACE)
 )
+
 
 def kernel_addresses() -> NDArray[np.int64]:
     """What `Weights.calls` holds: the machine code of the kernels, compiled or read from disk now."""
@@ -290,9 +295,7 @@ def _linear_qkv(thread: int, threads: int, tokens: int, plan: Any, w: Weights, s
 
 
 @compiled
-def _linear_add(
-    thread: int, threads: int, tokens: int, matrix: Any, w: Weights, s: Scratch, x_at: int
-) -> None:
+def _linear_add(thread: int, threads: int, tokens: int, matrix: Any, w: Weights, s: Scratch, x_at: int) -> None:
     low, high = _share((matrix[ROWS] + 15) // 16, thread, threads)
     arguments = (
         matrix, low, high, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread], s.x, 0,
@@ -309,17 +312,26 @@ def _layer(
     plan, extra, normed = w.plan[layer], w.extras[layer], s.normed[thread]
     together = 1 if tokens == 1 else threads
     mixed = w.sizes[HEADS] * w.sizes[HEAD_DIM]
-    call_quantize(w.calls[QUANTIZE_CALL], (thread, threads, tokens, s.x, hidden, w.floats, extra[ATTN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at))
+    call_quantize(
+        w.calls[QUANTIZE_CALL],
+        (thread, threads, tokens, s.x, hidden, w.floats, extra[ATTN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at),
+    )
     meet(barrier, together)
     _linear_qkv(thread, threads, tokens, plan, w, s, x_at)
     meet(barrier, threads)
     _attention(thread, threads, barrier, layer, w, batch, cache, s)
     meet(barrier, threads)
-    call_quantize(w.calls[QUANTIZE_CALL], (thread, threads, tokens, s.mixed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at))
+    call_quantize(
+        w.calls[QUANTIZE_CALL],
+        (thread, threads, tokens, s.mixed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at),
+    )
     meet(barrier, together)
     _linear_add(thread, threads, tokens, plan[OUTPUT], w, s, x_at)
     meet(barrier, threads)
-    call_quantize(w.calls[QUANTIZE_CALL], (thread, threads, tokens, s.x, hidden, w.floats, extra[FFN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at))
+    call_quantize(
+        w.calls[QUANTIZE_CALL],
+        (thread, threads, tokens, s.x, hidden, w.floats, extra[FFN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at),
+    )
     meet(barrier, together)
     low, high = _share((inner + 15) // 16, thread, threads)
     arguments = (
@@ -328,7 +340,10 @@ def _layer(
     )  # fmt: skip
     call_project_gated(w.calls[GATED_CALL], arguments)
     meet(barrier, threads)
-    call_quantize(w.calls[QUANTIZE_CALL], (thread, threads, tokens, s.inner, inner, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at))
+    call_quantize(
+        w.calls[QUANTIZE_CALL],
+        (thread, threads, tokens, s.inner, inner, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at),
+    )
     meet(barrier, together)
     _linear_add(thread, threads, tokens, plan[DOWN], w, s, x_at)
     meet(barrier, threads)
@@ -347,9 +362,7 @@ def forward(
     mine = thread * w.sizes[LARGEST_BLOCKS]
     embedding, head = w.plan[layers, EMBEDDING], w.plan[layers, HEAD]
     for token in range(thread, tokens, threads):
-        unpack_row(
-            w.arena, embedding[BYTE], embedding[KIND], hidden, batch.tokens[token], s.x, token * hidden
-        )
+        unpack_row(w.arena, embedding[BYTE], embedding[KIND], hidden, batch.tokens[token], s.x, token * hidden)
     meet(barrier, threads)
     for layer in range(layers):
         _layer(thread, threads, barrier, layer, w, batch, cache, s, mine if tokens == 1 else 0)

@@ -68,9 +68,7 @@ class BertEncoder:
         (1, 384)
     """
 
-    def __init__(
-        self, model: Bert, tokenizer: Tokenizer, fingerprint: str, settings: _Settings, threads: int
-    ) -> None:
+    def __init__(self, model: Bert, tokenizer: Tokenizer, fingerprint: str, settings: _Settings, threads: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._settings = settings
@@ -101,9 +99,7 @@ class BertEncoder:
         settings = _Settings(folder, config)
         tokenizer = _load_tokenizer(folder, settings.max_tokens)
         if tokenizer.get_vocab_size(with_added_tokens=True) > config.vocab_size:
-            raise ModelError(
-                f"the tokenizer of {folder} knows more tokens than its model ({config.vocab_size})"
-            )
+            raise ModelError(f"the tokenizer of {folder} knows more tokens than its model ({config.vocab_size})")
         tensors = open_tensors(weights)
         fingerprint = _fingerprint(weights, read_header(weights), config, settings, tokenizer)
         if threads is None:
@@ -178,9 +174,7 @@ class BertEncoder:
             tokens = self._tokenise(texts[first : first + _WINDOW_TEXTS], prompt)
             window = vectors[first : first + _WINDOW_TEXTS]
 
-            def run(
-                chosen: np.ndarray, tokens: list[list[int]] = tokens, window: np.ndarray = window
-            ) -> None:
+            def run(chosen: np.ndarray, tokens: list[list[int]] = tokens, window: np.ndarray = window) -> None:
                 check_cancelled(progress)
                 ids = _flat(tokens, chosen)
                 lengths = np.array([len(tokens[text]) for text in chosen], np.int64)
@@ -245,9 +239,7 @@ class _Settings:
         modes = {key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True}
         self.first_token_only = modes == {"pooling_mode_cls_token"}
         if not self.first_token_only and modes - {"pooling_mode_mean_tokens"}:
-            raise ModelError(
-                f"{folder / '1_Pooling/config.json'}: this pooling is not supported: {sorted(modes)}"
-            )
+            raise ModelError(f"{folder / '1_Pooling/config.json'}: this pooling is not supported: {sorted(modes)}")
         prompts = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
         self.query_prompt = str(prompts.get("query") or "")
         self.passage_prompt = str(prompts.get("passage") or prompts.get("document") or "")
@@ -294,9 +286,7 @@ def _flat(tokens: list[list[int]], chosen: np.ndarray) -> np.ndarray:
 def _to_unit_length(vectors: np.ndarray) -> None:
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     if not np.isfinite(lengths).all():
-        raise ModelError(
-            "the encoder's weights give values that are not numbers", hint="pull or copy the model again"
-        )
+        raise ModelError("the encoder's weights give values that are not numbers", hint="pull or copy the model again")
     vectors /= np.maximum(lengths, np.float32(1e-12))[:, None]
 
 
@@ -317,9 +307,7 @@ def _load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     if len(tokenizer.encode("").ids) != 2:
-        raise ModelError(
-            f"the tokenizer of {folder} does not put one special token before and one after a text"
-        )
+        raise ModelError(f"the tokenizer of {folder} does not put one special token before and one after a text")
     return tokenizer
 
 

@@ -69,9 +69,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         raise _damaged(path, "its header is not a JSON object")
     base = 8 + length
     return {
-        str(name): _entry(path, name, field, base, size)
-        for name, field in fields.items()
-        if name != "__metadata__"
+        str(name): _entry(path, name, field, base, size) for name, field in fields.items() if name != "__metadata__"
     }
 
 
