@@ -75,7 +75,7 @@ class Compiled:
 
 
 def caller(signature: Any) -> Callable[..., Any]:
-    """A function `call(address, arguments)` for compiled code: the tuple is cast to `signature`, which returns nothing."""
+    """A function `call(address, arguments)` for compiled code; the tuple is cast to `signature`, nothing comes back."""
 
     def call(typing: Any, address: Any, arguments: Any) -> Any:
         def codegen(context: Any, builder: Any, typed: Any, values: Any) -> Any:
@@ -96,10 +96,11 @@ def caller(signature: Any) -> Callable[..., Any]:
 
 def _decorate(function: F, options: dict[str, Any]) -> F:
     # Numba picks the cache folder while decorating; the setting is put back for whoever else uses Numba here.
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder())
+    settings: Any = numba.config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(cache_folder())
     try:
         wrapped: F = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        settings.CACHE_DIR = before
     return wrapped

@@ -24,6 +24,7 @@ from windlass.kernels.simd import (
     max_float,
     max_lanes,
     mul_float,
+    repeat,
     splat,
     store_float,
     store_half,
@@ -96,32 +97,46 @@ def attend(
     x: Any, query_at: int, heads: int, size: int, position: int, first: int, table: Any, keys: Any, values: Any,
     layer: int, pages: int, key_head: int, key_heads: int, scores: Any, room: int, out: Any, out_at: int,
 ) -> None:  # fmt: skip
-    """Attention of `heads` (one or two) neighbouring query heads over positions `first` to `position`.
+    """Attention of one to four neighbouring query heads over positions `first` to `position`.
+
+    Four heads share each key and value that is read; missing ones repeat the last.
 
     Args:
         x: float32, queries from `query_at`, head after head.
         table: page numbers of the sequence.
-        scores: float32 scratch of two times `room`.
+        scores: float32 scratch of four times `room`.
         out: float32, results from `out_at`, head after head.
     """
-    scale = np.float32(1.0 / math.sqrt(size))
+    scale = splat(np.float32(1.0 / math.sqrt(size)))
     begin = first // PAGE
-    other = size if heads == 2 else 0
+    q0 = query_at
+    q1 = query_at + min(1, heads - 1) * size
+    q2 = query_at + min(2, heads - 1) * size
+    q3 = query_at + min(3, heads - 1) * size
     for page in range(begin, position // PAGE + 1):
         start = page_start(layer, table[page], key_head, pages, key_heads, size)
-        for slots in range(0, PAGE, LANES):
-            a, b = zero_float(), zero_float()
-            for i in range(size):
-                key = load_half(keys, start + i * PAGE + slots)
-                a = fma(key, splat(x[query_at + i]), a)
-                b = fma(key, splat(x[query_at + other + i]), b)
-            place = (page - begin) * PAGE + slots
-            store_float(scores, place, mul_float(a, splat(scale)))
-            store_float(scores, room + place, mul_float(b, splat(scale)))
+        a0, b0, c0, d0 = zero_float(), zero_float(), zero_float(), zero_float()
+        a1, b1, c1, d1 = zero_float(), zero_float(), zero_float(), zero_float()
+        for i in range(size):
+            low = load_half(keys, start + i * PAGE)
+            a, b, c, d = repeat(x, q0 + i), repeat(x, q1 + i), repeat(x, q2 + i), repeat(x, q3 + i)
+            a0, b0, c0, d0 = fma(low, a, a0), fma(low, b, b0), fma(low, c, c0), fma(low, d, d0)
+            if LANES == 8:
+                high = load_half(keys, start + i * PAGE + 8)
+                a1, b1, c1, d1 = fma(high, a, a1), fma(high, b, b1), fma(high, c, c1), fma(high, d, d1)
+        place = (page - begin) * PAGE
+        store_float(scores, place, mul_float(a0, scale))
+        store_float(scores, room + place, mul_float(b0, scale))
+        store_float(scores, 2 * room + place, mul_float(c0, scale))
+        store_float(scores, 3 * room + place, mul_float(d0, scale))
+        if LANES == 8:
+            store_float(scores, place + 8, mul_float(a1, scale))
+            store_float(scores, room + place + 8, mul_float(b1, scale))
+            store_float(scores, 2 * room + place + 8, mul_float(c1, scale))
+            store_float(scores, 3 * room + place + 8, mul_float(d1, scale))
     for head in range(heads):
-        base = head * room
-        share = soften(scores, base, first - begin * PAGE, position - begin * PAGE + 1)
-        scores[base + room - 1] = share
+        share = soften(scores, head * room, first - begin * PAGE, position - begin * PAGE + 1)
+        scores[head * room + room - 1] = share
     blend(heads, size, position, first, table, values, layer, pages, key_head, key_heads, scores, room, out, out_at)
 
 
@@ -146,7 +161,16 @@ def soften(scores: Any, base: int, first: int, end: int) -> float:
         scores[base + i] = np.float32(0)
     for i in range(end, whole):
         scores[base + i] = np.float32(0)
-    return np.float32(1) / sum_lanes(total)
+    inverse: float = np.float32(1) / sum_lanes(total)
+    return inverse
+
+
+@inlined
+def _finish(heads: int, head: int, low: Any, high: Any, scores: Any, room: int, out: Any, at: int, size: int) -> None:
+    if head < heads:
+        share = repeat(scores, head * room + room - 1)
+        store_float(out, at + head * size, mul_float(low, share))
+        store_float(out, at + head * size + LANES, mul_float(high, share))
 
 
 @inlined
@@ -156,23 +180,25 @@ def blend(
 ) -> None:  # fmt: skip
     """Values weighted by the softened scores; `scores[room - 1]` of each head is one over their sum."""
     begin = first // PAGE
-    second = room if heads == 2 else 0
+    s1, s2, s3 = min(1, heads - 1) * room, min(2, heads - 1) * room, min(3, heads - 1) * room
     for i in range(0, size, 2 * LANES):
-        a0, a1, b0, b1 = zero_float(), zero_float(), zero_float(), zero_float()
+        a0, b0, c0, d0 = zero_float(), zero_float(), zero_float(), zero_float()
+        a1, b1, c1, d1 = zero_float(), zero_float(), zero_float(), zero_float()
         for page in range(begin, position // PAGE + 1):
             start = page_start(layer, table[page], key_head, pages, key_heads, size) + i
             slot_first = max(first - page * PAGE, 0)
             slot_end = min(position - page * PAGE + 1, PAGE)
             place = (page - begin) * PAGE
             for slot in range(slot_first, slot_end):
-                v0, v1 = load_half(values, start + slot * size), load_half(values, start + slot * size + LANES)
-                wa, wb = splat(scores[place + slot]), splat(scores[second + place + slot])
-                a0, a1, b0, b1 = fma(v0, wa, a0), fma(v1, wa, a1), fma(v0, wb, b0), fma(v1, wb, b1)
-        store_float(out, out_at + i, mul_float(a0, splat(scores[room - 1])))
-        store_float(out, out_at + i + LANES, mul_float(a1, splat(scores[room - 1])))
-        if heads == 2:
-            store_float(out, out_at + size + i, mul_float(b0, splat(scores[2 * room - 1])))
-            store_float(out, out_at + size + i + LANES, mul_float(b1, splat(scores[2 * room - 1])))
+                low, high = load_half(values, start + slot * size), load_half(values, start + slot * size + LANES)
+                a, b = repeat(scores, place + slot), repeat(scores, s1 + place + slot)
+                c, d = repeat(scores, s2 + place + slot), repeat(scores, s3 + place + slot)
+                a0, b0, c0, d0 = fma(low, a, a0), fma(low, b, b0), fma(low, c, c0), fma(low, d, d0)
+                a1, b1, c1, d1 = fma(high, a, a1), fma(high, b, b1), fma(high, c, c1), fma(high, d, d1)
+        _finish(heads, 0, a0, a1, scores, room, out, out_at + i, size)
+        _finish(heads, 1, b0, b1, scores, room, out, out_at + i, size)
+        _finish(heads, 2, c0, c1, scores, room, out, out_at + i, size)
+        _finish(heads, 3, d0, d1, scores, room, out, out_at + i, size)
 
 
 _F32, _U16, _PAGES = (

@@ -68,7 +68,7 @@ def packed_bytes(kind: int, rows: int, columns: int) -> int:
 
 @compiled
 def pack_nibbles(raw: Any, rows: int, blocks: int, block_bytes: int, head: int, out: Any, at: int) -> None:
-    """Move rows of Q4_0 or Q4_1 blocks (16 code bytes after `head` bytes of halves) into tiles from byte `at` of `out`."""
+    """Move rows of Q4_0 or Q4_1 blocks (`head` bytes of halves, 16 of codes) into tiles from byte `at` of `out`."""
     for row in range(rows):
         tile, lane = row // 16, row % 16
         for block in range(blocks):
@@ -157,7 +157,7 @@ def half_to_float(low: int, high: int) -> float:
         size = np.inf if fraction == 0 else np.nan
     else:
         size = (1.0 + fraction / 1024.0) * 2.0 ** (exponent - 15)
-    return np.float32(-size if high >= 128 else size)
+    return np.float32(-size if high >= 128 else size)  # type: ignore[return-value]
 
 
 @inlined
@@ -239,8 +239,7 @@ def _fetch(arena: Any, base: int, lines: int) -> None:
         prefetch(arena, base + AHEAD + 64 * line)
 
 
-# The upper half of a tile is a second register with 8 lanes, and nothing with 16: both halves of a block are read while its
-# cache lines are near.
+# With 8 lanes a tile has a second register of rows: both halves of a block are read while its cache lines are near.
 
 
 @compiled

@@ -67,7 +67,7 @@ def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class _Vector(types.Type):  # type: ignore[misc]
+class _Vector(types.Type):
     """Base of the vector types. Each is a class of this module, so that compiled code on disk can name it."""
 
     def __init__(self) -> None:
@@ -91,9 +91,9 @@ class SumsType(_Vector):
 
 
 def _register(kind: type[_Vector], llvm_type: ir.Type) -> _Vector:
-    class Model(models.PrimitiveModel):  # type: ignore[misc]
+    class Model(models.PrimitiveModel):
         def __init__(self, manager: Any, frontend: Any) -> None:
-            super().__init__(manager, frontend, llvm_type)
+            super().__init__(manager, frontend, llvm_type)  # type: ignore[no-untyped-call]
 
     register_model(kind)(Model)
     return kind()
@@ -162,6 +162,8 @@ load_float = intrinsic(_loader(Floats, _FLOATS, lambda builder, value: value))
 """`LANES` numbers of a float32 array from an index."""
 load_half = intrinsic(_loader(Floats, _HALVES, lambda builder, value: builder.fpext(value, _FLOATS)))
 """`LANES` half-precision numbers as float32. The index counts elements of the array (bytes of a uint8 array)."""
+repeat = intrinsic(_loader(Floats, _F32, lambda builder, value: _splat(builder, value, _FLOATS)))
+"""One number of a float32 array in every lane; unlike `splat(array[i])`, the index cannot count from the end."""
 broadcast4 = intrinsic(
     _loader(Bytes, _I32, lambda builder, value: builder.bitcast(_splat(builder, value, _INTS), _BYTES))
 )

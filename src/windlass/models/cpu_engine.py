@@ -90,11 +90,13 @@ class CpuEngine:
             part = checked[start : start + PREFILL_CHUNK]
             last = start + len(part) == len(checked)
             logits = self._append(part, cache, np.array([len(part) - 1] if last else [], np.int64))
-        return logits[0]
+        last_logits: Floats = logits[0]
+        return last_logits
 
     def step(self, token: int, cache: SequenceCache) -> Floats:
         checked = check_tokens(np.array([token]), self.config, cache.length)
-        return self._append(checked, cache, np.zeros(1, np.int64))[0]
+        logits: Floats = self._append(checked, cache, np.zeros(1, np.int64))[0]
+        return logits
 
     def step_batch(self, tokens: Tokens, caches: list[SequenceCache]) -> Floats:
         """Append one token to each of several sequences; float32 `[len(caches), vocab]` logits after them.
@@ -200,7 +202,7 @@ class CpuEngine:
             normed=floats(threads, widest),
             sums=floats(threads, sums),
             more=floats(threads, sums),
-            scores=floats(threads, 2 * room),
+            scores=floats(threads, 4 * room),
             half=np.zeros((threads, config.head_dim), np.uint16),
         )
 

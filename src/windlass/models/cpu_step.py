@@ -62,7 +62,7 @@ class Pages(NamedTuple):
 
     keys: Any
     values: Any
-    count: int
+    per_layer: int
 
 
 class Scratch(NamedTuple):
@@ -230,17 +230,17 @@ def kernel_addresses() -> NDArray[np.int64]:
 def _attend_heads(
     token: int, low: int, high: int, layer: int, w: Weights, batch: Batch, cache: Pages, s: Scratch, thread: int
 ) -> None:
-    """Attention of heads `low` to `high` of one token, two at a time where they share a key head."""
+    """Attention of heads `low` to `high` of one token, up to four at a time where they share a key head."""
     heads, key_heads, size = w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
     group, window, position = heads // key_heads, w.extras[layer, WINDOW], batch.positions[token]
     first = max(0, position - window + 1) if window > 0 else 0
     table, scores = batch.tables[batch.sequences[token]], s.scores[thread]
     head = low
     while head < high:
-        count = 2 if head + 1 < high and (head + 1) // group == head // group else 1
+        count = min(4, high - head, (head // group + 1) * group - head)
         arguments = (
             s.qkv, (token * (heads + 2 * key_heads) + head) * size, count, size, position, first, table, cache.keys,
-            cache.values, layer, cache.count, head // group, key_heads, scores, scores.shape[0] // 2,
+            cache.values, layer, cache.per_layer, head // group, key_heads, scores, scores.shape[0] // 4,
             s.mixed, (token * heads + head) * size,
         )  # fmt: skip
         call_attend(w.calls[ATTEND_CALL], arguments)
@@ -264,8 +264,8 @@ def _attention(
         position = batch.positions[token]
         page = batch.tables[batch.sequences[token], position // PAGE]
         arguments = (
-            token * width, low, high, layer, position, page, w.sizes, w.extras[layer], w.floats, w.eps, w.cosine, w.sine,
-            s.qkv, cache.keys, cache.values, cache.count, s.normed[thread], s.half[thread],
+            token * width, low, high, layer, position, page, w.sizes, w.extras[layer], w.floats, w.eps, w.cosine,
+            w.sine, s.qkv, cache.keys, cache.values, cache.per_layer, s.normed[thread], s.half[thread],
         )  # fmt: skip
         call_place(w.calls[PLACE_CALL], arguments)
     if tokens > 1:
@@ -286,8 +286,8 @@ def _linear_qkv(thread: int, threads: int, tokens: int, plan: Any, w: Weights, s
         tiles = (plan[matrix, ROWS] + 15) // 16
         begin, end = max(low - before, 0), min(high - before, tiles)
         arguments = (
-            plan[matrix], begin, end, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread], s.qkv,
-            out_at, stride, False,
+            plan[matrix], begin, end, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread],
+            s.qkv, out_at, stride, False,
         )  # fmt: skip
         call_project(w.calls[PROJECT_CALL], arguments)
         before += tiles
@@ -376,8 +376,8 @@ def forward(
     meet(barrier, 1 if wanted == 1 else threads)
     low, high = _share((head[ROWS] + 15) // 16, thread, threads)
     arguments = (
-        head, low, high, wanted, w.arena, w.floats, s.xq, s.dx, s.xsum, mine if wanted == 1 else 0, w.calls, s.sums[thread],
-        logits, 0, head[ROWS], False,
+        head, low, high, wanted, w.arena, w.floats, s.xq, s.dx, s.xsum, mine if wanted == 1 else 0, w.calls,
+        s.sums[thread], logits, 0, head[ROWS], False,
     )  # fmt: skip
     call_project(w.calls[PROJECT_CALL], arguments)
     meet(barrier, threads)
