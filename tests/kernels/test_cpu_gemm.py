@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import gguf
+import llvmlite.binding
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from windlass.kernels import cpu_gemm
+from windlass.kernels import cpu_gemm, simd
 from windlass.kernels.compiled import compiled
-from windlass.kernels.cpu_gemm import BLOCK_BYTES, W4, W4M, W8, packed_bytes, quantize_tokens, tile_product
+from windlass.kernels.cpu_gemm import (
+    BLOCK_BYTES,
+    W4,
+    W4M,
+    W8,
+    packed_bytes,
+    quantize_tokens,
+    tile_product,
+    vector_product,
+)
 from windlass.models.block_formats import split_blocks
 
 FORMATS = {"q4_1": W4M, "q4_0": W4, "q8_0": W8}
@@ -37,7 +52,7 @@ def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     tokens, columns = x.shape
     blocks = columns // 32
     xq = np.zeros(tokens * columns, np.int8)
-    dx, xsum = np.zeros(tokens * blocks, np.float32), np.zeros(tokens * blocks, np.int32)
+    dx, xsum = np.zeros(tokens * blocks, np.float32), np.zeros(tokens * blocks, np.float32)
     quantize_tokens(x.reshape(-1), columns, xq, dx, xsum)
     return xq, dx, xsum
 
@@ -50,6 +65,10 @@ def restored(xq: np.ndarray, dx: np.ndarray, tokens: int) -> np.ndarray:
 def product(arena: np.ndarray, kind: int, rows: int, columns: int, x: np.ndarray) -> np.ndarray:
     xq, dx, xsum = rounded(x)
     blocks, tokens = columns // 32, len(x)
+    if tokens == 1:
+        out = np.full(-(-rows // 16) * 16, np.nan, np.float32)
+        vector_product(arena, 0, kind, blocks, len(out) // 16, xq, dx, xsum, 0, out)
+        return out[None, :rows]
     tiles = []
     for tile in range(-(-rows // 16)):
         out = np.full(16 * tokens, np.nan, np.float32)
@@ -130,11 +149,34 @@ def test_rounding_weights_to_int8() -> None:
     assert not codes[2].any()
 
 
-@pytest.mark.parametrize("bits", range(0, 1 << 16, 257))
-def test_halves_are_read_as_numpy_reads_them(bits: int) -> None:
-    expected = np.array([bits], np.uint16).view(np.float16).astype(np.float32)[0]
-    found = _half(np.uint8(bits & 255), np.uint8(bits >> 8))
-    assert found == expected or (np.isnan(found) and np.isnan(expected))
+def test_halves_are_read_as_numpy_reads_them() -> None:
+    bits = np.arange(0, 1 << 16, 41).astype(np.uint16)
+    found = [_half(np.uint8(value & 255), np.uint8(value >> 8)) for value in bits]
+    assert np.array_equal(found, bits.view(np.float16).astype(np.float32), equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("isa", ["generic", "avx2"])
+def test_other_instruction_sets_pass_the_same_tests(isa: str) -> None:
+    features = llvmlite.binding.get_host_cpu_features()
+    if not all(features.get(need) for need in simd.NEEDS[isa]):
+        pytest.skip(f"this processor has no {isa}")
+    here = Path(__file__).parent.parent
+    tests = [str(here / "kernels" / "test_cpu_gemm.py"), str(here / "models" / "test_cpu_engine.py")]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests],
+        env={**os.environ, "WINDLASS_ISA": isa}, cwd=here.parent, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    code = "import windlass.kernels.simd"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "WINDLASS_ISA": "mmx"}, capture_output=True, text=True
+    )
+    assert run.returncode == 1 and "WINDLASS_ISA is 'mmx'; choose one of avx512vnni" in run.stderr
 
 
 @compiled

@@ -40,11 +40,11 @@ from windlass.kernels.simd import (
     max_lanes,
     mul_float,
     prefetch,
+    repeat,
     round_float,
     splat,
     store_codes,
     store_float,
-    subtract_int,
     sum_lanes,
     to_float,
     zero_float,
@@ -55,7 +55,7 @@ from windlass.kernels.simd import (
 W4M, W4, W8 = 0, 1, 2
 TILE_ROWS = 16
 GROUP = 32
-AHEAD = 3072
+AHEAD = 2048
 """Bytes that are asked for before they are needed; the processor's own prefetcher falls behind one tile in three."""
 BLOCK_BYTES = (320, 288, 544)
 """Bytes of one tile of 16 x 32 weights, by kind."""
@@ -169,7 +169,7 @@ def quantize_token(
     Args:
         x: float32, read from `x_at`.
         xq: int8 `[block][token][32]` of `tokens` tokens, written from byte `32 * at`.
-        dx, xsum: float32 scales and int32 code sums `[block][token]`, written from `at`.
+        dx, xsum: float32 scales and sums of codes `[block][token]`, written from `at`.
     """
     for block in range(blocks):
         source, place = x_at + 32 * block, at + block * tokens + token
@@ -184,7 +184,7 @@ def quantize_token(
             store_codes(xq, 32 * place + i, codes)
             total = add_float(total, codes)
         dx[place] = scale
-        xsum[place] = np.int32(sum_lanes(total))
+        xsum[place] = sum_lanes(total)
 
 
 @compiled
@@ -206,31 +206,31 @@ def _nibble_block(arena: Any, at: int, xq: Any, x_at: int) -> Any:
 
 
 @inlined
-def _byte_block(arena: Any, at: int, xq: Any, x_at: int, x_sum: int) -> Any:
+def _byte_block(arena: Any, at: int, xq: Any, x_at: int) -> Any:
     sums = zero_ints()
     for v in range(8):
         sums = dot_signed(sums, load_bytes(arena, at + 64 * v), broadcast4(xq, x_at + 4 * v))
-    return fold_signed(sums, x_sum)
+    return sums
 
 
 @inlined
-def _add_w4m(total: Any, arena: Any, base: int, rows: int, xq: Any, x_at: int, step: float, shift: float) -> Any:
+def _add_w4m(total: Any, arena: Any, base: int, rows: int, xq: Any, x_at: int, step: Any, x_sum: Any) -> Any:
     product = _nibble_block(arena, base + 4 * rows, xq, x_at)
-    scale = mul_float(load_half(arena, base + 256 + 2 * rows), splat(step))
-    total = fma(to_float(product), scale, total)
-    return fma(load_half(arena, base + 288 + 2 * rows), splat(shift), total)
+    total = fma(to_float(product), mul_float(load_half(arena, base + 256 + 2 * rows), step), total)
+    return fma(load_half(arena, base + 288 + 2 * rows), mul_float(step, x_sum), total)
 
 
 @inlined
-def _add_w4(total: Any, arena: Any, base: int, rows: int, xq: Any, x_at: int, step: float, x_sum: int) -> Any:
-    centred = subtract_int(_nibble_block(arena, base + 4 * rows, xq, x_at), np.int32(8) * x_sum)
-    return fma(to_float(centred), mul_float(load_half(arena, base + 256 + 2 * rows), splat(step)), total)
+def _add_w4(total: Any, arena: Any, base: int, rows: int, xq: Any, x_at: int, step: Any, x_sum: Any) -> Any:
+    product = to_float(_nibble_block(arena, base + 4 * rows, xq, x_at))
+    centred = fma(x_sum, splat(np.float32(-8)), product)
+    return fma(centred, mul_float(load_half(arena, base + 256 + 2 * rows), step), total)
 
 
 @inlined
-def _add_w8(total: Any, arena: Any, base: int, rows: int, xq: Any, x_at: int, step: float, x_sum: int) -> Any:
-    product = _byte_block(arena, base + 4 * rows, xq, x_at, x_sum)
-    return fma(to_float(product), mul_float(load_half(arena, base + 512 + 2 * rows), splat(step)), total)
+def _add_w8(total: Any, arena: Any, base: int, rows: int, xq: Any, x_at: int, step: Any, x_sum: Any) -> Any:
+    product = fold_signed(_byte_block(arena, base + 4 * rows, xq, x_at), x_sum)
+    return fma(product, mul_float(load_half(arena, base + 512 + 2 * rows), step), total)
 
 
 @pasted
@@ -240,52 +240,70 @@ def _fetch(arena: Any, base: int, lines: int) -> None:
 
 
 # With 8 lanes a tile has a second register of rows: both halves of a block are read while its cache lines are near.
+# A prompt's last token takes the same sums in the same order through the functions for many tokens.
 
 
-@compiled
-def _vector_w4m(arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any) -> None:
+@inlined
+def _vector_w4m(
+    arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any, out_at: int
+) -> None:
     low, high = zero_float(), zero_float()
     for block in range(blocks):
         base, x_byte = at + 320 * block, 32 * (x_at + block)
-        step = dx[x_at + block]
-        shift = step * np.float32(xsum[x_at + block])
+        step, x_sum = repeat(dx, x_at + block), repeat(xsum, x_at + block)
         _fetch(arena, base, 5)
-        low = _add_w4m(low, arena, base, 0, xq, x_byte, step, shift)
+        low = _add_w4m(low, arena, base, 0, xq, x_byte, step, x_sum)
         if LANES == 8:
-            high = _add_w4m(high, arena, base, 8, xq, x_byte, step, shift)
-    store_float(out, 0, low)
+            high = _add_w4m(high, arena, base, 8, xq, x_byte, step, x_sum)
+    store_float(out, into, low)
     if LANES == 8:
-        store_float(out, 8, high)
+        store_float(out, into + 8, high)
 
 
-@compiled
-def _vector_w4(arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any) -> None:
+@inlined
+def _vector_w4(arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any, into: int) -> None:
     low, high = zero_float(), zero_float()
     for block in range(blocks):
         base, x_byte = at + 288 * block, 32 * (x_at + block)
-        step, x_sum = dx[x_at + block], xsum[x_at + block]
+        step, x_sum = repeat(dx, x_at + block), repeat(xsum, x_at + block)
         _fetch(arena, base, 5)
         low = _add_w4(low, arena, base, 0, xq, x_byte, step, x_sum)
         if LANES == 8:
             high = _add_w4(high, arena, base, 8, xq, x_byte, step, x_sum)
-    store_float(out, 0, low)
+    store_float(out, into, low)
     if LANES == 8:
-        store_float(out, 8, high)
+        store_float(out, into + 8, high)
 
 
-@compiled
-def _vector_w8(arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any) -> None:
+@inlined
+def _vector_w8(arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any, into: int) -> None:
     low, high = zero_float(), zero_float()
     for block in range(blocks):
         base, x_byte = at + 544 * block, 32 * (x_at + block)
-        step, x_sum = dx[x_at + block], xsum[x_at + block]
+        step, x_sum = repeat(dx, x_at + block), repeat(xsum, x_at + block)
         _fetch(arena, base, 9)
         low = _add_w8(low, arena, base, 0, xq, x_byte, step, x_sum)
         if LANES == 8:
             high = _add_w8(high, arena, base, 8, xq, x_byte, step, x_sum)
-    store_float(out, 0, low)
+    store_float(out, into, low)
     if LANES == 8:
-        store_float(out, 8, high)
+        store_float(out, into + 8, high)
+
+
+@compiled
+def vector_product(
+    arena: Any, at: int, kind: int, blocks: int, tiles: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any
+) -> None:
+    """`16 * tiles` output rows for a single token: `out[row]`, float32. Other arguments as for `tile_product`."""
+    if kind == 0:
+        for tile in range(tiles):
+            _vector_w4m(arena, at + tile * blocks * 320, blocks, xq, dx, xsum, x_at, out, 16 * tile)
+    elif kind == 1:
+        for tile in range(tiles):
+            _vector_w4(arena, at + tile * blocks * 288, blocks, xq, dx, xsum, x_at, out, 16 * tile)
+    else:
+        for tile in range(tiles):
+            _vector_w8(arena, at + tile * blocks * 544, blocks, xq, dx, xsum, x_at, out, 16 * tile)
 
 
 @pasted
@@ -333,10 +351,10 @@ def _matrix_w4m(
             for token in range(count):
                 place = x_base + token
                 product = _nibble_dot(w0, w1, w2, w3, w4, w5, w6, w7, xq, 32 * place)
-                step = dx[place]
+                step = repeat(dx, place)
                 total = load_float(out, 16 * token + rows)
-                total = fma(to_float(product), mul_float(d, splat(step)), total)
-                total = fma(m, splat(step * np.float32(xsum[place])), total)
+                total = fma(to_float(product), mul_float(d, step), total)
+                total = fma(m, mul_float(step, repeat(xsum, place)), total)
                 store_float(out, 16 * token + rows, total)
 
 
@@ -367,9 +385,9 @@ def _matrix_w4(
             for token in range(count):
                 place = x_base + token
                 product = _nibble_dot(w0, w1, w2, w3, w4, w5, w6, w7, xq, 32 * place)
-                centred = subtract_int(product, np.int32(8) * xsum[place])
+                centred = fma(repeat(xsum, place), splat(np.float32(-8)), to_float(product))
                 total = load_float(out, 16 * token + rows)
-                total = fma(to_float(centred), mul_float(d, splat(dx[place])), total)
+                total = fma(centred, mul_float(d, repeat(dx, place)), total)
                 store_float(out, 16 * token + rows, total)
 
 
@@ -395,9 +413,9 @@ def _matrix_w8(
             d = load_half(arena, base + 512 + 2 * rows)
             for token in range(count):
                 place = x_base + token
-                product = _byte_block(arena, base + 4 * rows, xq, 32 * place, xsum[place])
+                product = fold_signed(_byte_block(arena, base + 4 * rows, xq, 32 * place), repeat(xsum, place))
                 total = load_float(out, 16 * token + rows)
-                total = fma(to_float(product), mul_float(d, splat(dx[place])), total)
+                total = fma(product, mul_float(d, repeat(dx, place)), total)
                 store_float(out, 16 * token + rows, total)
 
 
@@ -420,14 +438,7 @@ def tile_product(
 
     `at` is the tile's first byte in `arena` (uint8); `x_at` where this activation's `[block][token]` begins.
     """
-    if count == 1 and tokens == 1:
-        if kind == 0:
-            _vector_w4m(arena, at, blocks, xq, dx, xsum, x_at, out)
-        elif kind == 1:
-            _vector_w4(arena, at, blocks, xq, dx, xsum, x_at, out)
-        else:
-            _vector_w8(arena, at, blocks, xq, dx, xsum, x_at, out)
-    elif kind == 0:
+    if kind == 0:
         _matrix_w4m(arena, at, blocks, xq, dx, xsum, tokens, first, count, x_at, out)
     elif kind == 1:
         _matrix_w4(arena, at, blocks, xq, dx, xsum, tokens, first, count, x_at, out)
@@ -435,7 +446,8 @@ def tile_product(
         _matrix_w8(arena, at, blocks, xq, dx, xsum, tokens, first, count, x_at, out)
 
 
-_U8, _I8, _I32, _F32 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.int8, types.int32, types.float32))
+_U8, _I8, _F32 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.int8, types.float32))
 _INT = types.int64
-TILE_PRODUCT = Compiled(tile_product, types.void(_U8, _INT, _INT, _INT, _I8, _F32, _I32, _INT, _INT, _INT, _INT, _F32))
-call_tile_product = caller(TILE_PRODUCT.signature)
+TILE_PRODUCT = Compiled(tile_product, types.void(_U8, _INT, _INT, _INT, _I8, _F32, _F32, _INT, _INT, _INT, _INT, _F32))
+VECTOR_PRODUCT = Compiled(vector_product, types.void(_U8, _INT, _INT, _INT, _INT, _I8, _F32, _F32, _INT, _F32))
+call_tile_product, call_vector_product = caller(TILE_PRODUCT.signature), caller(VECTOR_PRODUCT.signature)

@@ -384,25 +384,15 @@ def dot_signed(typing: Any, acc: Any, weights: Any, x: Any) -> Any:
 
 @intrinsic
 def fold_signed(typing: Any, acc: Any, x_sum: Any) -> Any:
-    """The sums of `dot_signed`, given the plain sum of the activations they saw."""
+    """The sums of `dot_signed` as float32, given the plain sum of the activations they saw; exact below 2^24."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        total = builder.sitofp(arguments[0], _FLOATS)
         if ISA in ("avx512vnni", "avxvnni"):
-            shift = builder.mul(arguments[1], ir.Constant(_I32, 128))
-            return builder.sub(arguments[0], _splat(builder, shift, _INTS))
-        return arguments[0]
+            return builder.fsub(total, builder.fmul(arguments[1], _constant(_FLOATS, 128.0)))
+        return total
 
-    return Ints(Ints, types.int32), codegen
-
-
-@intrinsic
-def subtract_int(typing: Any, acc: Any, value: Any) -> Any:
-    """Every lane less an int32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.sub(arguments[0], _splat(builder, arguments[1], _INTS))
-
-    return Ints(Ints, types.int32), codegen
+    return Floats(Ints, Floats), codegen
 
 
 @intrinsic

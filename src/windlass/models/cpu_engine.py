@@ -198,7 +198,7 @@ class CpuEngine:
             inner=floats(tokens * config.intermediate_size),
             xq=np.zeros(32 * blocks, np.int8),
             dx=floats(blocks),
-            xsum=np.zeros(blocks, np.int32),
+            xsum=floats(blocks),
             normed=floats(threads, widest),
             sums=floats(threads, sums),
             more=floats(threads, sums),

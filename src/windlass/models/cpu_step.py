@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from windlass.kernels.compiled import Compiled, caller, compiled, pasted
 from windlass.kernels.cpu_attention import ATTEND, PAGE, call_attend, gate, normalize, page_start, remember, rotate
-from windlass.kernels.cpu_gemm import TILE_PRODUCT, call_tile_product, quantize_token, unpack_row
+from windlass.kernels.cpu_gemm import (
+    TILE_PRODUCT,
+    VECTOR_PRODUCT,
+    call_tile_product,
+    call_vector_product,
+    quantize_token,
+    unpack_row,
+)
 from windlass.kernels.meeting import meet
 
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
@@ -27,7 +34,7 @@ ATTN_NORM, FFN_NORM, Q_NORM, K_NORM, WINDOW = range(5)
 """Columns of `extras[layer]`: where norms begin in `floats` (-1: none), and the attention window (0: everything)."""
 HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOCKS = range(8)
 """Entries of `sizes`."""
-TILE_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, PLACE_CALL = range(6)
+TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, PLACE_CALL = range(7)
 """Entries of `Weights.calls`: addresses of compiled functions."""
 TOKEN_GROUP = 64
 """Tokens that share one pass over a weight tile; their sums stay in the first-level cache."""
@@ -94,18 +101,21 @@ def _share(total: int, thread: int, threads: int) -> tuple[int, int]:
 
 @compiled
 def _store(
-    sums: Any, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int, add: bool
-) -> None:
+    sums: Any, sums_at: int, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int,
+    add: bool,
+) -> None:  # fmt: skip
     """Write (or add) `rows` of each token's 16 sums to `out[out_at + token * stride]`."""
     for token in range(count):
-        target = out_at + token * stride
-        for row in range(rows):
-            value = sums[16 * token + row]
-            if bias_at >= 0:
-                value += floats[bias_at + row]
-            if add:
-                value += out[target + row]
-            out[target + row] = value
+        target, source = out_at + token * stride, sums_at + 16 * token
+        if bias_at >= 0:
+            for row in range(rows):
+                sums[source + row] += floats[bias_at + row]
+        if add:
+            for row in range(rows):
+                out[target + row] += sums[source + row]
+        else:
+            for row in range(rows):
+                out[target + row] = sums[source + row]
 
 
 @compiled
@@ -114,18 +124,40 @@ def _project(
     calls: Any, sums: Any, out: Any, out_at: int, stride: int, add: bool,
 ) -> None:  # fmt: skip
     """Tiles `low` to `high` of one matrix for all tokens, into `out[token * stride + out_at + row]`."""
-    kind, blocks = matrix[KIND], matrix[BLOCKS]
+    kind, blocks, bias = matrix[KIND], matrix[BLOCKS], matrix[BIAS]
     size = _tile_bytes(kind, blocks)
+    if tokens == 1:
+        for tile in range(low, high, TOKEN_GROUP):
+            tiles, at = min(TOKEN_GROUP, high - tile), matrix[BYTE] + tile * size
+            call_vector_product(calls[VECTOR_CALL], (arena, at, kind, blocks, tiles, xq, dx, xsum, x_at, sums))
+            rows, start = min(16 * tiles, matrix[ROWS] - 16 * tile), bias + 16 * tile if bias >= 0 else -1
+            _store(sums, 0, 1, rows, floats, start, out, out_at + 16 * tile, stride, add)
+        return
     for tile in range(low, high):
-        rows = min(16, matrix[ROWS] - 16 * tile)
-        bias = matrix[BIAS] + 16 * tile if matrix[BIAS] >= 0 else -1
+        rows, start = min(16, matrix[ROWS] - 16 * tile), bias + 16 * tile if bias >= 0 else -1
         for first in range(0, tokens, TOKEN_GROUP):
-            count = min(TOKEN_GROUP, tokens - first)
-            at = matrix[BYTE] + tile * size
-            call_tile_product(
-                calls[TILE_CALL], (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums)
-            )
-            _store(sums, count, rows, floats, bias, out, out_at + first * stride + 16 * tile, stride, add)
+            count, at = min(TOKEN_GROUP, tokens - first), matrix[BYTE] + tile * size
+            arguments = (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums)
+            call_tile_product(calls[TILE_CALL], arguments)
+            _store(sums, 0, count, rows, floats, start, out, out_at + first * stride + 16 * tile, stride, add)
+
+
+@compiled
+def _gated_tiles(
+    matrix: Any, tile: int, tiles: int, tokens: int, first: int, count: int, arena: Any, floats: Any, xq: Any,
+    dx: Any, xsum: Any, x_at: int, calls: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Sums of one of the two matrices, its bias included: of several tiles for one token, or one tile for several."""
+    kind, blocks = matrix[KIND], matrix[BLOCKS]
+    at = matrix[BYTE] + tile * _tile_bytes(kind, blocks)
+    if tokens == 1:
+        call_vector_product(calls[VECTOR_CALL], (arena, at, kind, blocks, tiles, xq, dx, xsum, x_at, sums))
+    else:
+        arguments = (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums)
+        call_tile_product(calls[TILE_CALL], arguments)
+    if matrix[BIAS] >= 0:
+        for i in range(16 * tiles * count):
+            sums[i] += floats[matrix[BIAS] + 16 * tile + (i if tokens == 1 else i % 16)]
 
 
 @compiled
@@ -134,20 +166,18 @@ def _project_gated(
     x_at: int, calls: Any, sums: Any, more: Any, out: Any, stride: int,
 ) -> None:  # fmt: skip
     """Tiles of the gate and the up matrix together: `silu(gate) * up` into `out[token * stride + row]`."""
-    for tile in range(low, high):
+    together = 8 if tokens == 1 else 1
+    for tile in range(low, high, together):
+        tiles = min(together, high - tile)
         for first in range(0, tokens, TOKEN_GROUP):
             count = min(TOKEN_GROUP, tokens - first)
             for matrix, target in ((gates, sums), (ups, more)):
-                at = matrix[BYTE] + tile * _tile_bytes(matrix[KIND], matrix[BLOCKS])
-                kind, blocks = matrix[KIND], matrix[BLOCKS]
-                call_tile_product(
-                    calls[TILE_CALL], (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, target)
+                _gated_tiles(
+                    matrix, tile, tiles, tokens, first, count, arena, floats, xq, dx, xsum, x_at, calls, target
                 )
-                if matrix[BIAS] >= 0:
-                    for i in range(16 * count):
-                        target[i] += floats[matrix[BIAS] + 16 * tile + i % 16]
-            for token in range(count):
-                gate(sums, 16 * token, more, 16 * token, out, (first + token) * stride + 16 * tile)
+            for part in range(tiles * count):
+                row = 16 * (tile + part) if tokens == 1 else (first + part) * stride + 16 * tile
+                gate(sums, 16 * part, more, 16 * part, out, row)
 
 
 @compiled
@@ -195,11 +225,10 @@ def _place(
 
 
 _INT, _FLOAT, _FLAG = types.int64, types.float64, types.boolean
-_U8, _I8, _I32, _F32, _U16, _I64 = (
-    types.Array(kind, 1, "C")
-    for kind in (types.uint8, types.int8, types.int32, types.float32, types.uint16, types.int64)
+_U8, _I8, _F32, _U16, _I64 = (
+    types.Array(kind, 1, "C") for kind in (types.uint8, types.int8, types.float32, types.uint16, types.int64)
 )
-_ROUNDED = (_I8, _F32, _I32, _INT)
+_ROUNDED = (_I8, _F32, _F32, _INT)
 PROJECT = Compiled(
     _project,
     types.void(_I64, _INT, _INT, _INT, _U8, _F32, *_ROUNDED, _I64, _F32, _F32, _INT, _INT, _FLAG),
@@ -222,7 +251,7 @@ call_project, call_project_gated, call_quantize, call_place = (
 
 def kernel_addresses() -> NDArray[np.int64]:
     """What `Weights.calls` holds: the machine code of the kernels, compiled or read from disk now."""
-    kernels = (TILE_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, PLACE)
+    kernels = (TILE_PRODUCT, VECTOR_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, PLACE)
     return np.array([kernel.address() for kernel in kernels], np.int64)
 
 
