@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.models.default_model import default_model
 from windlass.models.decoder import Decoder
 from windlass.models.generate import LocalModel
 
@@ -78,19 +78,6 @@ PROMPTS = [
     "Berth 14 is closed from 06:00 to 18:00 because",
     "Roses are red,\nviolets are blue,\n",
 ]
-
-
-def default_model() -> Path:
-    """The default GGUF: `WINDLASS_TEST_GGUF`, else what `windlass models pull` put in the cache."""
-    named = os.environ.get("WINDLASS_TEST_GGUF")
-    if named:
-        return Path(named)
-    from platformdirs import user_cache_path
-
-    found = sorted(user_cache_path("windlass").rglob("*.gguf"))
-    if not found:
-        pytest.skip("the default model is not installed: windlass models pull")
-    return found[0]
 
 
 @pytest.mark.models

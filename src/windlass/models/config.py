@@ -99,6 +99,19 @@ def require_runnable(config: ModelConfig, where: str) -> None:
         raise ModelError(f"{where}: architecture {kind} cannot be run yet", hint=f"runnable are {', '.join(RUNNABLE)}")
 
 
+def packing_obstacle(config: ModelConfig) -> str | None:
+    """Why the compiled CPU engine cannot pack this shape, or None when it can."""
+    for name, size, unit in (
+        ("hidden_size", config.hidden_size, 32),
+        ("intermediate_size", config.intermediate_size, 32),
+        ("n_heads * head_dim", config.n_heads * config.head_dim, 32),
+        ("head_dim", config.head_dim, 16),
+    ):
+        if size % unit:
+            return f"{name} is {size}, not a multiple of {unit}"
+    return None
+
+
 class _Reader:
     """Typed access to a metadata mapping; every failure names the file and the key."""
 

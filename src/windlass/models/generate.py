@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from windlass.core.errors import Cancelled, ModelError, UsageError
 from windlass.models.block_formats import Floats
+from windlass.models.config import packing_obstacle
 from windlass.models.decoder import Decoder, TokenModel
 from windlass.models.gguf import GGUFSource
 from windlass.models.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
-from windlass.models.weights import open_weights
+from windlass.models.weights import WeightSource, open_weights
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,16 @@ class LocalModel:
             raise ModelError(f"the tokenizer knows {known} tokens, the model's embedding {rows}")
 
     @classmethod
-    def load(cls, path: Path) -> LocalModel:
+    def load(
+        cls, path: Path, *, engine: Literal["auto", "compiled", "numpy"] = "auto", threads: int | None = None
+    ) -> LocalModel:
         """Load a `.gguf` file or a Hugging Face folder.
+
+        Args:
+            path: The file or folder.
+            engine: `auto` takes the compiled engine for quantised files whose shape it supports, NumPy for the rest.
+                `compiled` also packs plain numbers, to 8 bits.
+            threads: Threads of the compiled engine; None takes the usable cores.
 
         Raises:
             NotFound: nothing is at `path`.
@@ -233,7 +242,8 @@ class LocalModel:
             tokenizer = tokenizer_from_gguf(source.metadata, str(source.path))
         else:
             tokenizer = tokenizer_from_folder(source.path)
-        return cls(Decoder(source), tokenizer, source.fingerprint)
+        compiled = engine == "compiled" or (engine == "auto" and _suits_compiled_engine(source))
+        return cls(_compiled(source, threads) if compiled else Decoder(source), tokenizer, source.fingerprint)
 
     def count(self, text: str) -> int:
         """Tokens in `text`."""
@@ -295,3 +305,14 @@ def _texts(tokens: Iterator[Token]) -> Iterator[str]:
     for token in tokens:
         if token.text:
             yield token.text
+
+
+def _suits_compiled_engine(source: WeightSource) -> bool:
+    stored = source.meta("blk.0.attn_q.weight").format
+    return stored not in ("f32", "f16", "bf16") and packing_obstacle(source.config) is None
+
+
+def _compiled(source: WeightSource, threads: int | None) -> TokenModel:
+    from windlass.models.cpu_engine import CpuEngine
+
+    return CpuEngine(source, threads=threads)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from windlass.core.errors import ModelError
-from windlass.models.block_formats import FORMATS, OTHER_NAMES, Floats, QuantTensor, split_blocks, to_float
+from windlass.models.block_formats import FORMATS, OTHER_NAMES, Bytes, Floats, QuantTensor, split_blocks, to_float
 from windlass.models.config import ModelConfig, config_from_gguf
 from windlass.models.mapped import MappedFile, TensorMeta, sample_digest
 
@@ -150,6 +150,11 @@ class GGUFSource:
             return None
         raw = self.file.slice(meta.offset, meta.nbytes, f"tensor {name}")
         return split_blocks(raw, meta.format, (meta.shape[0], meta.shape[1]))
+
+    def raw(self, name: str) -> Bytes:
+        """The tensor's bytes as they lie in the file, uint8, not copied."""
+        meta = self._readable(name)
+        return self.file.slice(meta.offset, meta.nbytes, f"tensor {name}")
 
     def _readable(self, name: str) -> TensorMeta:
         meta = self.meta(name)

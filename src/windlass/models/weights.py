@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from windlass.core.errors import ModelError, NotFound
-from windlass.models.block_formats import BY_NAME, Floats, QuantTensor, to_float
+from windlass.models.block_formats import BY_NAME, Bytes, Floats, QuantTensor, to_float
 from windlass.models.config import ModelConfig, config_from_hf
 from windlass.models.gguf import GGUFSource
 from windlass.models.mapped import MappedFile, TensorMeta, sample_digest
@@ -57,6 +57,8 @@ class WeightSource(Protocol):
     def tensor(self, name: str) -> Floats: ...
 
     def quantized(self, name: str) -> QuantTensor | None: ...
+
+    def raw(self, name: str) -> Bytes: ...
 
 
 def open_weights(path: Path) -> WeightSource:
@@ -112,6 +114,11 @@ class SafetensorsSource:
 
     def quantized(self, name: str) -> QuantTensor | None:
         return None
+
+    def raw(self, name: str) -> Bytes:
+        """The tensor's bytes as they lie in the file, uint8, not copied."""
+        meta = self.meta(name)
+        return self._tensors[name][0].slice(meta.offset, meta.nbytes, f"tensor {name}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,412 @@
+"""The whole model as one compiled function: some tokens in, logits out, entered by every thread at once.
+
+The tokens may belong to one sequence (a prompt) or to many (a batch of decoding steps); each brings its position
+and the row of its page table. Threads split the rows of each matrix and meet between phases. With a single token every
+thread rounds the activations for itself, which is cheaper than meeting once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from windlass.kernels.compiled import Compiled, caller, compiled, pasted
+from windlass.kernels.cpu_attention import ATTEND, PAGE, call_attend, gate, normalize, page_start, remember, rotate
+from windlass.kernels.cpu_gemm import (
+    TILE_PRODUCT,
+    VECTOR_PRODUCT,
+    call_tile_product,
+    call_vector_product,
+    quantize_token,
+    unpack_row,
+)
+from windlass.kernels.meeting import meet
+
+QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
+"""Rows of `plan[layer]`: the matrices of a layer; of the row after the last layer: embedding and head."""
+EMBEDDING, HEAD = range(2)
+KIND, BYTE, ROWS, BLOCKS, BIAS = range(5)
+"""Columns of a matrix in `plan`: kind, first byte, rows, blocks of 32 inputs, first bias in `floats` or -1."""
+ATTN_NORM, FFN_NORM, Q_NORM, K_NORM, WINDOW = range(5)
+"""Columns of `extras[layer]`: where norms begin in `floats` (-1: none), and the attention window (0: everything)."""
+HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOCKS = range(8)
+"""Entries of `sizes`."""
+TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, PLACE_CALL = range(7)
+"""Entries of `Weights.calls`: addresses of compiled functions."""
+TOKEN_GROUP = 64
+"""Tokens that share one pass over a weight tile; their sums stay in the first-level cache."""
+
+
+class Weights(NamedTuple):
+    """A packed model: `arena` uint8, `floats` float32, `plan` int64 [layers + 1, 7, 5], `extras` int64 [layers, 5]."""
+
+    arena: Any
+    floats: Any
+    plan: Any
+    extras: Any
+    sizes: Any
+    eps: float
+    cosine: Any
+    sine: Any
+    calls: Any
+
+
+class Batch(NamedTuple):
+    """Tokens of any sequences, int64: ids, positions, row of `tables` for each, and which of them want logits."""
+
+    tokens: Any
+    positions: Any
+    sequences: Any
+    tables: Any
+    wanted: Any
+
+
+class Pages(NamedTuple):
+    """The cache: uint16 keys and values, flat, and the number of pages a layer has."""
+
+    keys: Any
+    values: Any
+    per_layer: int
+
+
+class Scratch(NamedTuple):
+    """Memory for one step. Shared: x, qkv, mixed, inner, xq, dx, xsum. A row a thread: the others."""
+
+    x: Any
+    qkv: Any
+    mixed: Any
+    inner: Any
+    xq: Any
+    dx: Any
+    xsum: Any
+    normed: Any
+    sums: Any
+    more: Any
+    scores: Any
+    half: Any
+
+
+@pasted
+def _tile_bytes(kind: int, blocks: int) -> int:
+    return blocks * (544 if kind == 2 else (320 if kind == 0 else 288))
+
+
+@pasted
+def _share(total: int, thread: int, threads: int) -> tuple[int, int]:
+    return total * thread // threads, total * (thread + 1) // threads
+
+
+@compiled
+def _store(
+    sums: Any, sums_at: int, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int,
+    add: bool,
+) -> None:  # fmt: skip
+    """Write (or add) `rows` of each token's 16 sums to `out[out_at + token * stride]`."""
+    for token in range(count):
+        target, source = out_at + token * stride, sums_at + 16 * token
+        if bias_at >= 0:
+            for row in range(rows):
+                sums[source + row] += floats[bias_at + row]
+        if add:
+            for row in range(rows):
+                out[target + row] += sums[source + row]
+        else:
+            for row in range(rows):
+                out[target + row] = sums[source + row]
+
+
+@compiled
+def _project(
+    matrix: Any, low: int, high: int, tokens: int, arena: Any, floats: Any, xq: Any, dx: Any, xsum: Any, x_at: int,
+    calls: Any, sums: Any, out: Any, out_at: int, stride: int, add: bool,
+) -> None:  # fmt: skip
+    """Tiles `low` to `high` of one matrix for all tokens, into `out[token * stride + out_at + row]`."""
+    kind, blocks, bias = matrix[KIND], matrix[BLOCKS], matrix[BIAS]
+    size = _tile_bytes(kind, blocks)
+    if tokens == 1:
+        for tile in range(low, high, TOKEN_GROUP):
+            tiles, at = min(TOKEN_GROUP, high - tile), matrix[BYTE] + tile * size
+            call_vector_product(calls[VECTOR_CALL], (arena, at, kind, blocks, tiles, xq, dx, xsum, x_at, sums))
+            rows, start = min(16 * tiles, matrix[ROWS] - 16 * tile), bias + 16 * tile if bias >= 0 else -1
+            _store(sums, 0, 1, rows, floats, start, out, out_at + 16 * tile, stride, add)
+        return
+    for tile in range(low, high):
+        rows, start = min(16, matrix[ROWS] - 16 * tile), bias + 16 * tile if bias >= 0 else -1
+        for first in range(0, tokens, TOKEN_GROUP):
+            count, at = min(TOKEN_GROUP, tokens - first), matrix[BYTE] + tile * size
+            arguments = (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums)
+            call_tile_product(calls[TILE_CALL], arguments)
+            _store(sums, 0, count, rows, floats, start, out, out_at + first * stride + 16 * tile, stride, add)
+
+
+@compiled
+def _gated_tiles(
+    matrix: Any, tile: int, tiles: int, tokens: int, first: int, count: int, arena: Any, floats: Any, xq: Any,
+    dx: Any, xsum: Any, x_at: int, calls: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Sums of one of the two matrices, its bias included: of several tiles for one token, or one tile for several."""
+    kind, blocks = matrix[KIND], matrix[BLOCKS]
+    at = matrix[BYTE] + tile * _tile_bytes(kind, blocks)
+    if tokens == 1:
+        call_vector_product(calls[VECTOR_CALL], (arena, at, kind, blocks, tiles, xq, dx, xsum, x_at, sums))
+    else:
+        arguments = (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums)
+        call_tile_product(calls[TILE_CALL], arguments)
+    if matrix[BIAS] >= 0:
+        for i in range(16 * tiles * count):
+            sums[i] += floats[matrix[BIAS] + 16 * tile + (i if tokens == 1 else i % 16)]
+
+
+@compiled
+def _project_gated(
+    gates: Any, ups: Any, low: int, high: int, tokens: int, arena: Any, floats: Any, xq: Any, dx: Any, xsum: Any,
+    x_at: int, calls: Any, sums: Any, more: Any, out: Any, stride: int,
+) -> None:  # fmt: skip
+    """Tiles of the gate and the up matrix together: `silu(gate) * up` into `out[token * stride + row]`."""
+    together = 8 if tokens == 1 else 1
+    for tile in range(low, high, together):
+        tiles = min(together, high - tile)
+        for first in range(0, tokens, TOKEN_GROUP):
+            count = min(TOKEN_GROUP, tokens - first)
+            for matrix, target in ((gates, sums), (ups, more)):
+                _gated_tiles(
+                    matrix, tile, tiles, tokens, first, count, arena, floats, xq, dx, xsum, x_at, calls, target
+                )
+            for part in range(tiles * count):
+                row = 16 * (tile + part) if tokens == 1 else (first + part) * stride + 16 * tile
+                gate(sums, 16 * part, more, 16 * part, out, row)
+
+
+@compiled
+def _quantize(
+    thread: int, threads: int, tokens: int, x: Any, size: int, floats: Any, norm_at: int, eps: float, scratch: Any,
+    xq: Any, dx: Any, xsum: Any, x_at: int,
+) -> None:  # fmt: skip
+    """Round rows of `x`, after the norm at `norm_at` when there is one. One token: every thread for itself."""
+    for token in range(0 if tokens == 1 else thread, tokens, 1 if tokens == 1 else threads):
+        if norm_at >= 0:
+            normalize(x, token * size, size, floats, norm_at, eps, scratch, 0)
+            quantize_token(scratch, 0, size // 32, token, tokens, xq, dx, xsum, x_at)
+        else:
+            quantize_token(x, token * size, size // 32, token, tokens, xq, dx, xsum, x_at)
+
+
+@compiled
+def _place(
+    base: int, low: int, high: int, layer: int, position: int, page: int, sizes: Any, extra: Any, floats: Any,
+    eps: float, cosine: Any, sine: Any, qkv: Any, keys: Any, values: Any, pages: int, key: Any, half: Any,
+) -> None:  # fmt: skip
+    """Norm and turn the queries of heads `low` to `high` of the token at `base` of `qkv`, and put their keys and
+    values into the cache.
+    """
+    heads, key_heads, size = sizes[HEADS], sizes[KEY_HEADS], sizes[HEAD_DIM]
+    group, interleaved = heads // key_heads, sizes[INTERLEAVED] == 1
+    angle, first, last = position * (size // 2), low // group, (high - 1) // group
+    for item in range(high - low + last - first + 1):
+        is_query = item < high - low
+        head = low + item if is_query else heads + first + item - (high - low)
+        norm_at = extra[Q_NORM] if is_query else extra[K_NORM]
+        # Two threads may share a key head: each turns a copy of its own, and both write the same bytes.
+        for i in range(size):
+            key[i] = qkv[base + head * size + i]
+        if norm_at >= 0:
+            normalize(key, 0, size, floats, norm_at, eps, key, 0)
+        rotate(key, 0, size, cosine, sine, angle, interleaved)
+        if is_query:
+            for i in range(size):
+                qkv[base + head * size + i] = key[i]
+        else:
+            start = page_start(layer, page, head - heads, pages, key_heads, size)
+            value_at = base + (head + key_heads) * size
+            remember(key, qkv, value_at, size, keys, values, start, position % PAGE, half)
+
+
+_INT, _FLOAT, _FLAG = types.int64, types.float64, types.boolean
+_U8, _I8, _F32, _U16, _I64 = (
+    types.Array(kind, 1, "C") for kind in (types.uint8, types.int8, types.float32, types.uint16, types.int64)
+)
+_ROUNDED = (_I8, _F32, _F32, _INT)
+PROJECT = Compiled(
+    _project,
+    types.void(_I64, _INT, _INT, _INT, _U8, _F32, *_ROUNDED, _I64, _F32, _F32, _INT, _INT, _FLAG),
+)
+PROJECT_GATED = Compiled(
+    _project_gated,
+    types.void(_I64, _I64, _INT, _INT, _INT, _U8, _F32, *_ROUNDED, _I64, _F32, _F32, _F32, _INT),
+)
+QUANTIZE = Compiled(_quantize, types.void(_INT, _INT, _INT, _F32, _INT, _F32, _INT, _FLOAT, _F32, *_ROUNDED))
+PLACE = Compiled(
+    _place,
+    types.void(
+        _INT, _INT, _INT, _INT, _INT, _INT, _I64, _I64, _F32, _FLOAT, _F32, _F32, _F32, _U16, _U16, _INT, _F32, _U16
+    ),
+)
+call_project, call_project_gated, call_quantize, call_place = (
+    caller(kernel.signature) for kernel in (PROJECT, PROJECT_GATED, QUANTIZE, PLACE)
+)
+
+
+def kernel_addresses() -> NDArray[np.int64]:
+    """What `Weights.calls` holds: the machine code of the kernels, compiled or read from disk now."""
+    kernels = (TILE_PRODUCT, VECTOR_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, PLACE)
+    return np.array([kernel.address() for kernel in kernels], np.int64)
+
+
+@compiled
+def _attend_heads(
+    token: int, low: int, high: int, layer: int, w: Weights, batch: Batch, cache: Pages, s: Scratch, thread: int
+) -> None:
+    """Attention of heads `low` to `high` of one token, up to four at a time where they share a key head."""
+    heads, key_heads, size = w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
+    group, window, position = heads // key_heads, w.extras[layer, WINDOW], batch.positions[token]
+    first = max(0, position - window + 1) if window > 0 else 0
+    table, scores = batch.tables[batch.sequences[token]], s.scores[thread]
+    head = low
+    while head < high:
+        count = min(4, high - head, (head // group + 1) * group - head)
+        arguments = (
+            s.qkv, (token * (heads + 2 * key_heads) + head) * size, count, size, position, first, table, cache.keys,
+            cache.values, layer, cache.per_layer, head // group, key_heads, scores, scores.shape[0] // 4,
+            s.mixed, (token * heads + head) * size,
+        )  # fmt: skip
+        call_attend(w.calls[ATTEND_CALL], arguments)
+        head += count
+
+
+@compiled
+def _attention(
+    thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, cache: Pages, s: Scratch
+) -> None:
+    """From projected queries, keys and values to mixed values. One token: split by heads; more: by tokens."""
+    tokens, heads = batch.tokens.shape[0], w.sizes[HEADS]
+    width = (heads + 2 * w.sizes[KEY_HEADS]) * w.sizes[HEAD_DIM]
+    low, high, begin, stride = 0, heads, thread, threads
+    if tokens == 1:
+        low, high = _share(heads, thread, threads)
+        begin, stride = 0, 1
+    if low == high:
+        return
+    for token in range(begin, tokens, stride):
+        position = batch.positions[token]
+        page = batch.tables[batch.sequences[token], position // PAGE]
+        arguments = (
+            token * width, low, high, layer, position, page, w.sizes, w.extras[layer], w.floats, w.eps, w.cosine,
+            w.sine, s.qkv, cache.keys, cache.values, cache.per_layer, s.normed[thread], s.half[thread],
+        )  # fmt: skip
+        call_place(w.calls[PLACE_CALL], arguments)
+    if tokens > 1:
+        meet(barrier, threads)
+    for token in range(begin, tokens, stride):
+        _attend_heads(token, low, high, layer, w, batch, cache, s, thread)
+
+
+@compiled
+def _linear_qkv(thread: int, threads: int, tokens: int, plan: Any, w: Weights, s: Scratch, x_at: int) -> None:
+    stride = (w.sizes[HEADS] + 2 * w.sizes[KEY_HEADS]) * w.sizes[HEAD_DIM]
+    total = 0
+    for matrix in range(QUERY, VALUE + 1):
+        total += (plan[matrix, ROWS] + 15) // 16
+    low, high = _share(total, thread, threads)
+    before, out_at = 0, 0
+    for matrix in range(QUERY, VALUE + 1):
+        tiles = (plan[matrix, ROWS] + 15) // 16
+        begin, end = max(low - before, 0), min(high - before, tiles)
+        arguments = (
+            plan[matrix], begin, end, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread],
+            s.qkv, out_at, stride, False,
+        )  # fmt: skip
+        call_project(w.calls[PROJECT_CALL], arguments)
+        before += tiles
+        out_at += plan[matrix, ROWS]
+
+
+@compiled
+def _linear_add(thread: int, threads: int, tokens: int, matrix: Any, w: Weights, s: Scratch, x_at: int) -> None:
+    low, high = _share((matrix[ROWS] + 15) // 16, thread, threads)
+    arguments = (
+        matrix, low, high, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread], s.x, 0,
+        w.sizes[HIDDEN], True,
+    )  # fmt: skip
+    call_project(w.calls[PROJECT_CALL], arguments)
+
+
+@compiled
+def _layer(
+    thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, cache: Pages, s: Scratch, x_at: int
+) -> None:
+    tokens, hidden, inner = batch.tokens.shape[0], w.sizes[HIDDEN], w.sizes[INNER]
+    plan, extra, normed = w.plan[layer], w.extras[layer], s.normed[thread]
+    together = 1 if tokens == 1 else threads
+    mixed = w.sizes[HEADS] * w.sizes[HEAD_DIM]
+    call_quantize(
+        w.calls[QUANTIZE_CALL],
+        (thread, threads, tokens, s.x, hidden, w.floats, extra[ATTN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at),
+    )
+    meet(barrier, together)
+    _linear_qkv(thread, threads, tokens, plan, w, s, x_at)
+    meet(barrier, threads)
+    _attention(thread, threads, barrier, layer, w, batch, cache, s)
+    meet(barrier, threads)
+    call_quantize(
+        w.calls[QUANTIZE_CALL],
+        (thread, threads, tokens, s.mixed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at),
+    )
+    meet(barrier, together)
+    _linear_add(thread, threads, tokens, plan[OUTPUT], w, s, x_at)
+    meet(barrier, threads)
+    call_quantize(
+        w.calls[QUANTIZE_CALL],
+        (thread, threads, tokens, s.x, hidden, w.floats, extra[FFN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at),
+    )
+    meet(barrier, together)
+    low, high = _share((inner + 15) // 16, thread, threads)
+    arguments = (
+        plan[GATE], plan[UP], low, high, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread],
+        s.more[thread], s.inner, inner,
+    )  # fmt: skip
+    call_project_gated(w.calls[GATED_CALL], arguments)
+    meet(barrier, threads)
+    call_quantize(
+        w.calls[QUANTIZE_CALL],
+        (thread, threads, tokens, s.inner, inner, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at),
+    )
+    meet(barrier, together)
+    _linear_add(thread, threads, tokens, plan[DOWN], w, s, x_at)
+    meet(barrier, threads)
+
+
+@compiled
+def forward(
+    thread: int, threads: int, barrier: Any, w: Weights, batch: Batch, cache: Pages, s: Scratch, logits: Any
+) -> None:
+    """Append every token of `batch` to its sequence; write `logits[row]` (float32) for each of `batch.wanted`.
+
+    Every thread calls this with its own number and the same arguments. Sums do not depend on the number of threads,
+    nor on which tokens share a batch.
+    """
+    tokens, hidden, layers = batch.tokens.shape[0], w.sizes[HIDDEN], w.extras.shape[0]
+    mine = thread * w.sizes[LARGEST_BLOCKS]
+    embedding, head = w.plan[layers, EMBEDDING], w.plan[layers, HEAD]
+    for token in range(thread, tokens, threads):
+        unpack_row(w.arena, embedding[BYTE], embedding[KIND], hidden, batch.tokens[token], s.x, token * hidden)
+    meet(barrier, threads)
+    for layer in range(layers):
+        _layer(thread, threads, barrier, layer, w, batch, cache, s, mine if tokens == 1 else 0)
+    wanted = batch.wanted.shape[0]
+    if wanted == 0:
+        return
+    for row in range(0 if wanted == 1 else thread, wanted, 1 if wanted == 1 else threads):
+        normed, place = s.normed[thread], mine if wanted == 1 else 0
+        normalize(s.x, batch.wanted[row] * hidden, hidden, w.floats, w.sizes[FINAL_NORM], w.eps, normed, 0)
+        quantize_token(normed, 0, hidden // 32, row, wanted, s.xq, s.dx, s.xsum, place)
+    meet(barrier, 1 if wanted == 1 else threads)
+    low, high = _share((head[ROWS] + 15) // 16, thread, threads)
+    arguments = (
+        head, low, high, wanted, w.arena, w.floats, s.xq, s.dx, s.xsum, mine if wanted == 1 else 0, w.calls,
+        s.sums[thread], logits, 0, head[ROWS], False,
+    )  # fmt: skip
+    call_project(w.calls[PROJECT_CALL], arguments)
+    meet(barrier, threads)
