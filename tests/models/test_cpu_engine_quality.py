@@ -12,16 +12,18 @@ from windlass.models.gguf import GGUFSource
 from windlass.models.tokenizer import tokenizer_from_gguf
 
 PROSE = """
-The harbour of the old town lies behind two stone moles that were built in the winter of 1782, after a storm had
-sunk eleven fishing boats in one night. For more than a century the pilots met every ship at the outer buoy, because
-the channel bends twice and the sand moves with each gale. When steam came, the channel was dredged to a depth of seven
-metres, a railway was laid along the eastern quay, and the first crane was set up in front of the customs house. The
-number of calls grew from about three hundred a year to more than two thousand. Most of the cargo was timber and coal;
-later grain from the inland farms, and after the second war also cars, machines and chemicals. The authority that runs the
-port today employs two hundred and forty people. It keeps the depth of the channel, the lights and the buoys, it gives
-each ship a berth, and it collects dues according to a tariff which is printed every spring. Since the tide rises by more
-than three metres, large vessels may enter only in the two hours before high water, and the harbour master decides in
-which order they come. In the year 2004 a new terminal for containers was opened on the western side.
+The harbour of the old town lies behind two stone moles that were built in the winter of 1782, after
+a storm had sunk eleven fishing boats in one night. For more than a century the pilots met every
+ship at the outer buoy, because the channel bends twice and the sand moves with each gale. When
+steam came, the channel was dredged to a depth of seven metres, a railway was laid along the eastern
+quay, and the first crane was set up in front of the customs house. The number of calls grew from
+about three hundred a year to more than two thousand. Most of the cargo was timber and coal; later
+grain from the inland farms, and after the second war also cars, machines and chemicals. The
+authority that runs the port today employs two hundred and forty people. It keeps the depth of the
+channel, the lights and the buoys, it gives each ship a berth, and it collects dues according to a
+tariff which is printed every spring. Since the tide rises by more than three metres, large vessels
+may enter only in the two hours before high water, and the harbour master decides in which order
+they come. In the year 2004 a new terminal for containers was opened on the western side.
 """
 
 

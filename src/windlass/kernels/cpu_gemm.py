@@ -244,9 +244,7 @@ def _fetch(arena: Any, base: int, lines: int) -> None:
 
 
 @inlined
-def _vector_w4m(
-    arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any, out_at: int
-) -> None:
+def _vector_w4m(arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, x_at: int, out: Any, into: int) -> None:
     low, high = zero_float(), zero_float()
     for block in range(blocks):
         base, x_byte = at + 320 * block, 32 * (x_at + block)
