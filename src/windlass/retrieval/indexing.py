@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -30,7 +31,8 @@ from windlass.retrieval.reading import TARGET, Reading, storable
 
 READER_VERSION = 1
 _COMMIT_SECONDS = 1.0
-_COMMIT_CHARACTERS = 8 << 20
+_COMMIT_CHARACTERS = 1 << 20
+_HELD_CHARACTERS = 16 << 20
 _PARCEL_BYTES = 128 << 10
 _PARCEL_FILES = 32
 _EMBED_BATCH = 128
@@ -78,15 +80,20 @@ def _read_waiting(
     progress.start("read", sum(len(group.paths) for group in waiting), "files")
     batch: list[tuple[_Waiting, Reading | WindlassError]] = []
     characters, committed = 0, time.monotonic()
-    with Sandbox(TARGET, limits=limits) as sandbox:
+    # A thread writes while we go on giving work to the children; what is read meanwhile is the next batch.
+    with Sandbox(TARGET, limits=limits) as sandbox, ThreadPoolExecutor(1, "store") as writer:
+        stored = writer.submit(_store, workspace, batch, report)
         for group, result in _read(workspace, settings, sandbox, waiting, progress):
             batch.append((group, _checked(workspace, group, result)))
             characters += result.characters if isinstance(result, Reading) else 0
             progress.advance("read", len(group.paths), group.paths[0])
-            if characters > _COMMIT_CHARACTERS or time.monotonic() - committed > _COMMIT_SECONDS:
-                _store(workspace, batch, report)
+            due = characters > _COMMIT_CHARACTERS or time.monotonic() - committed > _COMMIT_SECONDS
+            if (due and stored.done()) or characters > _HELD_CHARACTERS:
+                stored.result()
+                stored = writer.submit(_store, workspace, batch, report)
                 batch, characters, committed = [], 0, time.monotonic()
-    _store(workspace, batch, report)
+        stored.result()
+        writer.submit(_store, workspace, batch, report).result()
     progress.finish("read")
 
 
