@@ -5,6 +5,9 @@ Words come first: the folder can be searched as soon as it was read, while model
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +92,25 @@ def pull_missing(pipeline: Pipeline, progress: Progress) -> list[str]:
         except WindlassError as error:
             return [str(error)]
     return []
+
+
+def warm_up(pipeline: Pipeline) -> None:
+    """Compile the local model's kernels in a process of their own, so that the first chat need not wait for them.
+
+    Compiling holds the interpreter; here it would make the page stutter for the best part of a minute.
+    """
+    from windlass.models import store
+
+    name = pipeline.settings.models.decoder
+    if store.is_known(name) and any(model.name == name for model in store.installed()):
+        command = [sys.executable, "-m", "windlass.app.cli", "models", "warmup", name]
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: os.nice(10),
+        )
 
 
 def keep_up(

@@ -77,8 +77,8 @@ def sentence_spans(text: str, start: int = 0, end: int | None = None) -> list[Sp
 def _runs(text: str, start: int, end: int) -> list[Span]:
     """Stretches of whole lines between which no sentence can pass."""
     runs: list[Span] = []
-    line = _LINE.match(text, start, end)
-    if line is not None and line.end() == end:  # a single line, as most paragraphs of a web page are
+    first_line = _LINE.match(text, start, end)
+    if first_line is not None and first_line.end() == end:  # a single line, as most paragraphs of a web page are
         return [Span(start, end)]
     for block in _blocks(text, start, end):
         first = block[0]

@@ -82,6 +82,30 @@ def remove(name: Annotated[str, typer.Argument(help="As `windlass models list` s
 
 
 @_models.command()
+def warmup(
+    name: Annotated[str, typer.Argument(help="A name, a folder or a .gguf file; none: the default model.")] = "",
+) -> None:
+    """Compile the model's kernels for this machine, once; later loads take them from the cache.
+
+    `windlass up` does this by itself, beside the page.
+
+    Example: windlass models warmup
+    """
+    import time
+
+    from windlass.core.settings import Settings
+    from windlass.models import store
+    from windlass.models.generate import LocalModel
+
+    name = name or Settings().models.decoder
+    began = time.perf_counter()
+    model = LocalModel.load(store.locate(name))
+    for _ in model.chat([{"role": "user", "content": "Hello"}], max_tokens=2):
+        pass
+    print(f"{name} is ready ({time.perf_counter() - began:.1f} s)")
+
+
+@_models.command()
 def path(name: Annotated[str, typer.Argument(help="A name, a folder or a .gguf file.")]) -> None:
     """Print where a model lies on disk.
 

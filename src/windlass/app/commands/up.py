@@ -86,7 +86,7 @@ def _serve(
 ) -> None:
     """The page is up at once and shows the progress of the work behind it."""
     from windlass.app.http.server import Started, serve
-    from windlass.app.lift import FanOut, keep_up, lift
+    from windlass.app.lift import FanOut, keep_up, lift, warm_up
     from windlass.app.progress_state import PageProgress
     from windlass.app.terminal import print_started
     from windlass.core.errors import WindlassError
@@ -100,6 +100,7 @@ def _serve(
             report = lift(pipeline, both, offline=offline, embed=embed)
             progress.close()
             _show(pipeline, report, question, as_json=False)
+            warm_up(pipeline)
             if watch:
                 keep_up(pipeline, both, stop, on_change=_tell_change, on_error=_tell_error)
         except WindlassError as error:
