@@ -5,7 +5,6 @@ Words come first: the folder can be searched as soon as it was read, while model
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -104,13 +103,7 @@ def warm_up(pipeline: Pipeline) -> None:
     name = pipeline.settings.models.decoder
     if store.is_known(name) and any(model.name == name for model in store.installed()):
         command = [sys.executable, "-m", "windlass.app.cli", "models", "warmup", name]
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=lambda: os.nice(10),
-        )
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def keep_up(

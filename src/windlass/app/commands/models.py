@@ -91,12 +91,14 @@ def warmup(
 
     Example: windlass models warmup
     """
+    import os
     import time
 
     from windlass.core.settings import Settings
     from windlass.models import store
     from windlass.models.generate import LocalModel
 
+    os.nice(10)  # it usually runs beside something a person is waiting for
     name = name or Settings().models.decoder
     began = time.perf_counter()
     model = LocalModel.load(store.locate(name))
