@@ -515,7 +515,8 @@ def check_killed_writers(base: Path, rounds: int) -> None:
             rows = set(paths_of(workspace))
             assert acknowledged_rows <= rows
             assert workspace.generation() == len(rows)
-            assert workspace.check_integrity() == []
+            if round_ % 5 == 4:
+                assert workspace.check_integrity() == []
             assert acknowledged_objects <= set(workspace.objects.names())
             for name in workspace.objects.names():
                 workspace.objects.get(name)
