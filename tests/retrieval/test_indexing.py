@@ -157,19 +157,19 @@ def test_a_deleted_file_leaves_nothing(pipeline: Pipeline, encoder: CountingEnco
 def test_a_renamed_file_keeps_its_document_and_is_not_read(
     pipeline: Pipeline, encoder: CountingEncoder, reads: list[str]
 ) -> None:
-    old = write(pipeline, "old.txt", "The pilot boards at the outer buoy.")
+    old = write(pipeline, "old.md", "# Boarding\n\nThe pilot boards at the outer buoy.")
     pipeline.index()
     before = rows(pipeline.workspace, "SELECT id FROM documents"), rows(pipeline.workspace, "SELECT id FROM chunks")
     reads.clear(), encoder.encoded.clear()
     (old.parent / "deep").mkdir()
-    old.rename(old.parent / "deep" / "new.txt")
-    assert pipeline.index().delta.renamed == [("old.txt", "deep/new.txt")]
+    old.rename(old.parent / "deep" / "new.md")
+    assert pipeline.index().delta.renamed == [("old.md", "deep/new.md")]
     assert (reads, encoder.encoded) == ([], [])
     assert (
         rows(pipeline.workspace, "SELECT id FROM documents"),
         rows(pipeline.workspace, "SELECT id FROM chunks"),
     ) == before
-    assert sources(pipeline, "pilot") == ["deep/new.txt"]
+    assert sources(pipeline, "pilot") == ["deep/new.md"]
 
 
 def test_a_new_ending_is_a_new_reading(pipeline: Pipeline, reads: list[str]) -> None:
@@ -466,3 +466,24 @@ def test_a_model_that_arrives_while_we_run_is_used(
         installed.append(encoder)
         assert pipeline.index().passages_embedded == 1
         assert pipeline.notices == ()
+
+
+def test_a_renamed_file_leaves_its_old_name_nowhere(pipeline: Pipeline) -> None:
+    write(pipeline, "alpha protocol.txt", "the tide gauge stands on the outer mole, read each hour.\n")
+    write(pipeline, "zebra.csv", "a,b\n1,2\n3,4\n")
+    write(pipeline, "manual.md", "# Mooring\n\nSix lines hold the ship.\n")
+    pipeline.index()
+    folder = pipeline.workspace.folder
+    (folder / "alpha protocol.txt").rename(folder / "beta.txt")
+    (folder / "zebra.csv").rename(folder / "lion.csv")
+    (folder / "manual.md").rename(folder / "handbook.md")
+    report = pipeline.index()
+    assert len(report.delta.renamed) == 3
+    assert report.files_read == 2  # the manual says its title itself
+    for old in ("alpha protocol", "zebra"):
+        assert pipeline.search(old, mode="lexical") == []
+    assert {hit.passage.source for hit in pipeline.search("lion", mode="lexical")} == {"lion.csv"}
+    assert [table.name for table in pipeline.overview().tables] == ["lion"]
+    (folder / "sub").mkdir()
+    (folder / "lion.csv").rename(folder / "sub" / "lion.csv")
+    assert pipeline.index().files_read == 0

@@ -50,7 +50,7 @@ def _fill(workspace: Workspace, texts: Sequence[str], *, rows: Sequence[str] = (
     encoder = HashEncoder()
     with workspace.acquire(), workspace.transaction() as connection:
         connection.execute(
-            "INSERT INTO documents VALUES (1, 'h', 'text', 1, '', NULL, 0, 1, NULL, '[]', x'789c030000000001')"
+            "INSERT INTO documents VALUES (1, 'h', 'text', 1, '', '', NULL, 0, 1, NULL, '[]', x'789c030000000001')"
         )
         for text in texts:
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -61,6 +61,7 @@ def read_files(workspace: Workspace, settings: Settings, progress: Progress) -> 
     """Read every file in state `seen` and store its passages; afterwards they can be searched by word."""
     report = ReadReport()
     _retry_after_reader_change(workspace)
+    _forget_old_names(workspace)
     _share_documents(workspace)
     waiting = _waiting(workspace)
     if waiting:
@@ -216,6 +217,24 @@ def _retry_after_reader_change(workspace: Workspace) -> None:
             mark_changed(connection)
 
 
+def _forget_old_names(workspace: Workspace) -> None:
+    """What is called after a file that is now called otherwise is read again, or the old name would go on."""
+    names: dict[int, set[str]] = defaultdict(set)
+    after: dict[int, str] = {}
+    with workspace.reading() as connection:
+        for doc_id, named_after, path in connection.execute(
+            "SELECT documents.id, named_after, path FROM documents JOIN files ON document_id = documents.id"
+            " WHERE named_after <> ''"
+        ):
+            after[doc_id] = named_after
+            names[doc_id].add(PurePosixPath(path).name)
+    stale = [(doc_id,) for doc_id, name in after.items() if name not in names[doc_id]]
+    if stale:
+        with workspace.transaction() as connection:
+            connection.executemany("UPDATE files SET state = 'seen', document_id = NULL WHERE document_id = ?", stale)
+            mark_changed(connection)
+
+
 def _share_documents(workspace: Workspace) -> None:
     """A file whose content is already known under the same ending takes over that document."""
     with workspace.reading() as connection:
@@ -293,13 +312,14 @@ def _store_document(connection: sqlite3.Connection, content_hash: str, reading: 
     if known is not None:  # equal files whose endings differ and mean the same, as .htm and .html
         return int(known[0]), 0
     doc_id = connection.execute(
-        "INSERT INTO documents (content_hash, kind, reader_version, title, pages, characters, faithful, encoding,"
-        " warnings, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO documents (content_hash, kind, reader_version, title, named_after, pages, characters, faithful,"
+        " encoding, warnings, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             content_hash,
             reading.kind,
             READER_VERSION,
             reading.title,
+            reading.named_after,
             reading.pages,
             reading.characters,
             reading.faithful,

@@ -7,11 +7,13 @@ several to a call, because each call costs a round trip during which the child h
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from windlass.core.errors import ReadError
+from windlass.core.paths import to_text
 from windlass.lake.document import Document
 from windlass.lake.readers.read import read_document
 from windlass.retrieval.passages import Cut, cut_document
@@ -28,10 +30,15 @@ PassageRow = tuple[str, int, int, int | None, int | None, int | None, int | None
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One file, as the database wants it: `text` is zlib-compressed UTF-8, `warnings` are JSON."""
+    """One file, as the database wants it: `text` is zlib-compressed UTF-8, `warnings` are JSON.
+
+    `named_after` is the file's name when the title or a table is called after it, and empty when the content says
+    what they are called.
+    """
 
     kind: str
     title: str
+    named_after: str
     pages: int | None
     characters: int
     faithful: bool
@@ -64,6 +71,12 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\u2400")
 
 
+def _named_after(path: str, document: Document) -> str:
+    name = to_text(os.path.basename(path))
+    titles = [document.title, *(table.name for table in document.tables)]
+    return name if any(title and name.startswith(title) for title in titles) else ""
+
+
 def _read(path: str, words: int) -> Reading | Unread:
     try:
         document = read_document(path)
@@ -72,6 +85,7 @@ def _read(path: str, words: int) -> Reading | Unread:
     return Reading(
         document.kind,
         storable(document.title),
+        _named_after(path, document),
         document.pages,
         len(document.text),
         document.faithful,
