@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.index_content import Rows, check_no_unused_vectors, check_whole, cont
 from windlass.core.errors import Cancelled, StorageError, WorkspaceError
 from windlass.core.paths import to_text
 from windlass.core.progress import Progress, Silent
+from windlass.core.workspace import Workspace
 from windlass.lake import scan as scan_module
 from windlass.retrieval import indexing
 from windlass.retrieval.pipeline import Pipeline
@@ -343,6 +345,7 @@ def fill(folder: Path) -> None:
     (folder / "twin.md").write_text((folder / "3.md").read_text())
     (folder / "calls.csv").write_text("ship,berth\n" + "".join(f"ship {n},{n % 5}\n" for n in range(40)))
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    (folder / "long.txt").write_text("".join(f"Ship number {n} waits outside.\n" for n in range(2_000)))
 
 
 @pytest.fixture
@@ -379,7 +382,7 @@ def test_a_run_that_was_stopped_anywhere_is_finished_by_the_next(
             pipeline.index(progress=StopsAt(stage, number))
         check_whole(pipeline.workspace)
     report = pipeline.index()
-    assert report.files_read < 14
+    assert report.files_read < 15
     assert content(pipeline.workspace) == reference
 
 
@@ -407,10 +410,19 @@ def test_a_full_disk_stops_the_run_and_what_was_stored_stays(
 ) -> None:
     monkeypatch.setattr(indexing, "_COMMIT_SECONDS", 0.0)
     fill(pipeline.workspace.folder)
-    (pages,) = rows(pipeline.workspace, "PRAGMA page_count")[0]
+    (used,) = rows(pipeline.workspace, "PRAGMA page_count")[0]
+    limits = [used]
+    plain = Workspace._connection
+
+    def limited(self: Workspace) -> sqlite3.Connection:
+        connection = plain(self)
+        connection.execute(f"PRAGMA max_page_count = {limits[-1]}")
+        return connection
+
+    monkeypatch.setattr(Workspace, "_connection", limited)
     refused = 0
-    for more in range(1, 12):
-        rows(pipeline.workspace, f"PRAGMA max_page_count = {pages + more}")
+    for more in range(1, 40, 4):
+        limits.append(used + more)
         try:
             pipeline.index()
         except StorageError as error:
@@ -418,7 +430,7 @@ def test_a_full_disk_stops_the_run_and_what_was_stored_stays(
             assert "workspace.sqlite" in str(error) and error.hint
             check_whole(pipeline.workspace)
     assert refused >= 2
-    rows(pipeline.workspace, "PRAGMA max_page_count = 1073741823")
+    limits.append(1 << 30)
     pipeline.index()
     assert content(pipeline.workspace) == reference
 

@@ -83,7 +83,7 @@ def _read_waiting(
     characters, committed = 0, time.monotonic()
     # A thread writes while we go on giving work to the children; what is read meanwhile is the next batch.
     with Sandbox(TARGET, limits=limits) as sandbox, ThreadPoolExecutor(1, "store") as writer:
-        stored = writer.submit(_store, workspace, batch, report)
+        stored = writer.submit(_store, workspace, [], report)
         for group, result in _read(workspace, settings, sandbox, waiting, progress):
             batch.append((group, _checked(workspace, group, result)))
             characters += result.characters if isinstance(result, Reading) else 0
