@@ -29,7 +29,7 @@ from windlass.core.progress import Silent
 from windlass.core.workspace import Workspace
 from windlass.lake import scan as scan_module
 from windlass.lake.walk import hash_file
-from windlass.retrieval import indexing
+from windlass.retrieval import embedding, indexing
 from windlass.retrieval.pipeline import IndexReport, Pipeline
 
 
@@ -146,7 +146,7 @@ def many_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a long run: every file and every few passages are a commit, so a kill falls between two of them."""
     monkeypatch.setattr(scan_module, "_COMMIT_EVERY", 3)
     monkeypatch.setattr(indexing, "_COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(indexing, "_EMBED_BATCH", 4)
+    monkeypatch.setattr(embedding, "_BATCH", 4)
     monkeypatch.setattr(indexing, "Sandbox", DirectSandbox)
     yield
 

@@ -21,7 +21,7 @@ from windlass.core.paths import to_text
 from windlass.core.progress import Progress, Silent
 from windlass.core.workspace import Workspace
 from windlass.lake import scan as scan_module
-from windlass.retrieval import indexing
+from windlass.retrieval import embedding, indexing
 from windlass.retrieval.pipeline import Pipeline
 
 
@@ -375,7 +375,7 @@ def test_a_run_that_was_stopped_anywhere_is_finished_by_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(indexing, "_COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(indexing, "_EMBED_BATCH", 3)
+    monkeypatch.setattr(embedding, "_BATCH", 3)
     fill(pipeline.workspace.folder)
     for stage, number in (("hash", 4), ("read", 3), ("read", 6), ("embed", 1), ("embed", 2)):
         with contextlib.suppress(Cancelled):

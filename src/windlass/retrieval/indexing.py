@@ -1,9 +1,9 @@
-"""From files that were seen to passages that can be found: read, cut, store, embed.
+"""From files that were seen to passages that can be found by their words: read, cut, store.
 
-The state of every file in the database is the whole plan: what is `seen` is read, what is `parsed` is embedded, what
-is `failed` waits until it changes. There is no journal beside it, so a run that was killed goes on where the last
-commit stood. Files are read in limited child processes; one that is broken, too big or hostile becomes a failed file
-with its reason, and the others go on.
+The state of every file in the database is the whole plan: what is `seen` is read, what is `parsed` is embedded (see
+`embedding`), what is `failed` waits until it changes. There is no journal beside it, so a run that was killed goes on
+where the last commit stood. Files are read in limited child processes; one that is broken, too big or hostile becomes
+a failed file with its reason, and the others go on.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-import numpy as np
-
 from windlass.core.errors import ReadError, WindlassError, WorkspaceError
 from windlass.core.paths import to_os
-from windlass.core.progress import Progress, check_cancelled
+from windlass.core.progress import Progress
 from windlass.core.sandbox import Limits, Sandbox
 from windlass.core.settings import Settings
 from windlass.core.workspace import Workspace, mark_changed
-from windlass.models.encoder import Encoder
 from windlass.retrieval.reading import TARGET, Reading, storable
 
 READER_VERSION = 1
@@ -35,7 +32,6 @@ _COMMIT_CHARACTERS = 1 << 20
 _HELD_CHARACTERS = 16 << 20
 _PARCEL_BYTES = 128 << 10
 _PARCEL_FILES = 32
-_EMBED_BATCH = 128
 
 
 @dataclass
@@ -139,50 +135,6 @@ def _parcels(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
         size += group.size
     if parcel:
         yield parcel
-
-
-def embed_passages(workspace: Workspace, encoder: Encoder, progress: Progress) -> int:
-    """Give every passage that wants one a vector of `encoder`; returns how many were made.
-
-    Old vectors of another encoder go when the new ones are complete.
-    """
-    if not _demote_unembedded(workspace, encoder.fingerprint) and not _any_parsed(workspace):
-        return 0
-    missing = count_missing(workspace, encoder.fingerprint)
-    made = 0
-    if missing:
-        progress.start("embed", missing, "passages")
-        for texts in _unembedded(workspace, encoder.fingerprint):
-            check_cancelled(progress)
-            vectors = encoder.encode_passages([text for _, text in texts]).astype(np.float16)
-            with workspace.transaction() as connection:
-                connection.executemany(
-                    "INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)",
-                    [
-                        (encoder.fingerprint, digest, vector.tobytes())
-                        for (digest, _), vector in zip(texts, vectors, strict=True)
-                    ],
-                )
-                _promote_embedded(connection, encoder.fingerprint)
-                mark_changed(connection)
-            made += len(texts)
-            progress.advance("embed", len(texts))
-        progress.finish("embed")
-    with workspace.transaction() as connection:
-        _promote_embedded(connection, encoder.fingerprint)
-        connection.execute("DELETE FROM embeddings WHERE encoder <> ?", (encoder.fingerprint,))
-    return made
-
-
-def count_missing(workspace: Workspace, fingerprint: str) -> int:
-    """How many different passage texts have no vector of this encoder yet."""
-    with workspace.reading() as connection:
-        row = connection.execute(
-            "SELECT count(DISTINCT text_hash) FROM chunks WHERE text_hash IS NOT NULL AND NOT EXISTS"
-            " (SELECT 1 FROM embeddings WHERE encoder = ? AND embeddings.text_hash = chunks.text_hash)",
-            (fingerprint,),
-        ).fetchone()
-        return int(row[0])
 
 
 def document_text(connection: sqlite3.Connection, doc_id: int) -> str | None:
@@ -371,52 +323,6 @@ def _drop_unused_vectors(workspace: Workspace) -> None:
                 " (SELECT 1 FROM chunks WHERE chunks.text_hash = embeddings.text_hash)"
             )
             connection.execute("DELETE FROM counters WHERE name = 'unused_vectors'")
-
-
-def _unembedded(workspace: Workspace, fingerprint: str) -> Iterator[list[tuple[bytes, str]]]:
-    """Batches of (hash, text) without a vector, descriptions of tables first: they are few and answer much."""
-    while True:
-        with workspace.reading() as connection:
-            rows = connection.execute(
-                "SELECT text_hash, heading, text FROM chunks WHERE text_hash IS NOT NULL AND NOT EXISTS"
-                " (SELECT 1 FROM embeddings WHERE encoder = ? AND embeddings.text_hash = chunks.text_hash)"
-                " GROUP BY text_hash ORDER BY kind = 'schema' DESC, id LIMIT ?",
-                (fingerprint, _EMBED_BATCH),
-            ).fetchall()
-        if not rows:
-            return
-        yield [(digest, f"{heading}\n{text}" if heading else text) for digest, heading, text in rows]
-
-
-_HAS_MISSING_VECTOR = (
-    "EXISTS (SELECT 1 FROM chunks WHERE chunks.document_id = files.document_id AND chunks.text_hash IS NOT NULL AND"
-    " NOT EXISTS (SELECT 1 FROM embeddings WHERE encoder = ? AND embeddings.text_hash = chunks.text_hash))"
-)
-
-
-def _promote_embedded(connection: sqlite3.Connection, fingerprint: str) -> None:
-    connection.execute(
-        f"UPDATE files SET state = 'indexed' WHERE state = 'parsed' AND NOT {_HAS_MISSING_VECTOR}", (fingerprint,)
-    )
-
-
-def _any_parsed(workspace: Workspace) -> bool:
-    with workspace.reading() as connection:
-        return connection.execute("SELECT 1 FROM files WHERE state = 'parsed' LIMIT 1").fetchone() is not None
-
-
-def _demote_unembedded(workspace: Workspace, fingerprint: str) -> bool:
-    """After a change of encoder, files that were complete are not. True when another encoder's vectors are there."""
-    with workspace.reading() as connection:
-        others = connection.execute(
-            "SELECT 1 FROM embeddings WHERE encoder < ?1 OR encoder > ?1 LIMIT 1", (fingerprint,)
-        ).fetchone()
-    if others:
-        with workspace.transaction() as connection:
-            connection.execute(
-                f"UPDATE files SET state = 'parsed' WHERE state = 'indexed' AND {_HAS_MISSING_VECTOR}", (fingerprint,)
-            )
-    return others is not None
 
 
 def _ending(path: str) -> str:

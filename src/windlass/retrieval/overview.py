@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from windlass.core.workspace import Workspace
 from windlass.lake.document import Column
 from windlass.lake.scan import Catalog
-from windlass.retrieval.indexing import count_missing
+from windlass.retrieval.embedding import count_missing
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from windlass.core.progress import Progress, Silent
 from windlass.core.settings import Settings
 from windlass.core.workspace import Workspace
 from windlass.lake.scan import Catalog, ScanDelta
-from windlass.retrieval import indexing
+from windlass.retrieval import embedding, indexing
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.hybrid import HybridRetriever
 from windlass.retrieval.lexical import LexicalIndex
@@ -186,7 +186,7 @@ class Pipeline:
                 on_searchable()
             encoder = self.encoder if embed else None
             if encoder is not None:
-                report.passages_embedded = indexing.embed_passages(self.workspace, encoder, progress)
+                report.passages_embedded = embedding.embed_passages(self.workspace, encoder, progress)
                 clock.lap("embed")
         report.notices = list(self.notices)
         report.seconds = clock.seconds
