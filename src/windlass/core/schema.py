@@ -15,7 +15,7 @@ STEPS: tuple[str, ...] = (
         kind TEXT NOT NULL,
         reader_version INTEGER NOT NULL,
         title TEXT NOT NULL,
-        named_after TEXT NOT NULL DEFAULT '', -- the file name that title or tables took their name from; '' when none did
+        named_after TEXT NOT NULL DEFAULT '', -- file name that title or tables are called after; '' when none is
         pages INTEGER,
         characters INTEGER NOT NULL,
         faithful INTEGER NOT NULL,

@@ -92,7 +92,7 @@ def write_atomic(path: Path, data: bytes, *, disk: Disk = LOCAL_DISK) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
     _being_written.add(temporary)
     try:
-        with _naming_the_file(path):
+        with writing(path):
             try:
                 with disk.create(temporary) as file:
                     file.write(data)
@@ -114,7 +114,7 @@ def make_folder(path: Path, *, disk: Disk = LOCAL_DISK) -> None:
     Raises:
         StorageError: It cannot be made, or a file stands there.
     """
-    with _naming_the_file(path):
+    with writing(path):
         # One that is there already may be the work of a process that died before the name was durable.
         with contextlib.suppress(FileExistsError):
             try:
@@ -188,7 +188,7 @@ class ObjectStore:
                 self._durable.add(folder)
         if self._holds(path, data):
             # Whoever stored it may have died before its name was durable, and we are about to acknowledge it.
-            with _naming_the_file(path):
+            with writing(path):
                 self._disk.fsync_folder(path.parent)
         else:
             write_atomic(path, data, disk=self._disk)
@@ -222,7 +222,7 @@ class ObjectStore:
     def discard(self, name: str) -> None:
         """Remove an object, if it is there."""
         path = self.path(name)
-        with _naming_the_file(path), contextlib.suppress(FileNotFoundError):
+        with writing(path), contextlib.suppress(FileNotFoundError):
             self._disk.remove(path)
 
     def _holds(self, path: Path, data: bytes) -> bool:
@@ -240,7 +240,7 @@ def remove_leftovers(folder: Path, *, disk: Disk = LOCAL_DISK) -> int:
     """
     leftovers = [path for path in disk.files(folder) if path.name.endswith(_TEMPORARY_SUFFIX) and _is_abandoned(path)]
     for path in leftovers:
-        with _naming_the_file(path), contextlib.suppress(FileNotFoundError):
+        with writing(path), contextlib.suppress(FileNotFoundError):
             disk.remove(path)
     return len(leftovers)
 
@@ -277,7 +277,8 @@ def _read(path: Path, disk: Disk) -> bytes:
 
 
 @contextlib.contextmanager
-def _naming_the_file(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about writing `path` into a `StorageError` that names it."""
     try:
         yield
     except OSError as error:

@@ -6,7 +6,6 @@ The bytes so far lie in `NAME.whl.partial`, which outlives an error, a cancelled
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import shutil
 import ssl
@@ -18,8 +17,9 @@ from typing import BinaryIO
 
 import httpx
 
-from windlass.core.errors import ModelError, StorageError
+from windlass.core.errors import ModelError
 from windlass.core.progress import Progress, check_cancelled
+from windlass.core.storage import writing
 from windlass.models import package_index
 from windlass.models.package_index import IndexSettings, redact
 from windlass.models.registry import KnownModel
@@ -89,18 +89,6 @@ def sha256_of(path: Path, progress: Progress | None = None, stage: str = "") -> 
                 progress.advance(stage, len(block))
     return digest.hexdigest()
 
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about writing `path` into a `StorageError` that names it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"disk full while writing {path}", hint="free some space and run it again") from error
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}", hint="check the disk and the folder's permissions"
-        ) from error
 
 
 def _client(settings: IndexSettings) -> httpx.Client:

@@ -65,9 +65,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     except OSError as error:
         raise ModelError(f"cannot read the model file {path}: {error.strerror}") from error
     try:
-        fields = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise _damaged(path, "its header is not valid JSON") from None
+        fields = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"its header is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
         raise _damaged(path, "its header is not a JSON object")
     base = 8 + length
@@ -116,6 +116,13 @@ def _entry(path: Path, name: str, field: object, base: int, size: int) -> Tensor
     if stop > size:
         raise _damaged(path, f"tensor {name!r} ends at byte {stop}, the file has {size}")
     return TensorEntry(field["dtype"], tuple(shape), start, stop)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def _naturals(value: object) -> TypeGuard[list[int]]:

@@ -400,7 +400,7 @@ def _discard(folder: Path, root: Path) -> None:
 
 @contextlib.contextmanager
 def _mapped_errors(root: Path) -> Iterator[None]:
-    from windlass.models.download import writing
+    from windlass.core.storage import writing
 
     with writing(root):
         yield

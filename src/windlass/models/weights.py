@@ -17,6 +17,7 @@ from windlass.models.block_formats import BY_NAME, Bytes, Floats, QuantTensor, t
 from windlass.models.config import ModelConfig, config_from_hf
 from windlass.models.gguf import GGUFSource
 from windlass.models.mapped import MappedFile, TensorMeta, sample_digest
+from windlass.models.safetensors_file import read_header
 
 LARGEST_HEADER = 100 << 20
 SAFETENSORS_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -84,7 +85,7 @@ class SafetensorsSource:
         self._files = [MappedFile(path) for path in _shards(folder)]
         self._tensors: dict[str, tuple[MappedFile, TensorMeta]] = {}
         for file in self._files:
-            for meta in _read_header(file):
+            for meta in _tensor_metas(file):
                 if meta.name in self._tensors:
                     raise ModelError(f"{file.path}: tensor {meta.name} occurs twice")
                 self._tensors[meta.name] = (file, meta)
@@ -154,51 +155,18 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
-def _read_header(file: MappedFile) -> list[TensorMeta]:
-    length = int.from_bytes(bytes(file.slice(0, min(8, file.size), "header length")), "little")
-    if file.size < 8 or length > min(LARGEST_HEADER, file.size - 8):
-        raise ModelError(f"{file.path}: the header claims {length} bytes of a file of {file.size}")
-    try:
-        entries = json.loads(bytes(file.slice(8, length, "header")), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file.path}: the header is not JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise ModelError(f"{file.path}: the header is not an object")
-    start = 8 + length
+def _tensor_metas(file: MappedFile) -> list[TensorMeta]:
     return [
-        _tensor_meta(file, name, entry, start)
-        for name, entry in entries.items()
-        if name != "__metadata__" and "rotary_emb.inv_freq" not in name
-    ]
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
-
-
-def _tensor_meta(file: MappedFile, name: str, entry: Any, data_start: int) -> TensorMeta:
-    try:
-        kind, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{file.path}: tensor {name} lacks dtype, shape or data_offsets") from error
-    if not all(type(number) is int and 0 <= number < 1 << 48 for number in (*shape, begin, end)) or len(shape) > 4:
-        raise ModelError(f"{file.path}: tensor {name} has shape {shape} and offsets {begin}, {end}")
-    nbytes, format_name = end - begin, SAFETENSORS_TYPES.get(kind, kind)
-    if format_name in BY_NAME:
-        expected = BY_NAME[format_name].nbytes
-        for size in shape:
-            expected *= size
-        if expected != nbytes or not shape:
-            raise ModelError(f"{file.path}: tensor {name} of shape {shape} {kind} claims {nbytes} bytes")
-    if nbytes < 0 or data_start + end > file.size:
-        raise ModelError(
-            f"{file.path}: tensor {name} ends at byte {data_start + end} of a file of {file.size}",
-            hint="the file is truncated or damaged; fetch it again",
+        TensorMeta(
+            _gguf_name(name),
+            entry.shape,
+            SAFETENSORS_TYPES.get(entry.dtype, entry.dtype),
+            entry.start,
+            entry.stop - entry.start,
         )
-    return TensorMeta(_gguf_name(name), shape, format_name, data_start + begin, nbytes)
+        for name, entry in read_header(file.path).items()
+        if "rotary_emb.inv_freq" not in name
+    ]
 
 
 def _gguf_name(name: str) -> str:
