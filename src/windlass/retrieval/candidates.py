@@ -100,10 +100,12 @@ def _prose_candidates(hit: Hit, rank: int, text: str) -> Iterator[Candidate]:
     passage = hit.passage
     stop = min(len(text), passage.end + _LOOK_AHEAD)
     spans = sentence_spans(text, passage.start, stop)
-    lead, before, header = "", "", ""
+    lead, before, header, listed_until = "", "", "", 0
     for position, span in enumerate(spans):
         if span.start >= passage.end:
             break
+        if span.end <= listed_until:
+            continue
         sentence = text[span.start : span.end]
         if passage.kind == "prose" and _is_table_line(sentence):
             header = header or _header_above(text, span.start, sentence)
@@ -118,14 +120,15 @@ def _prose_candidates(hit: Hit, rank: int, text: str) -> Iterator[Candidate]:
         if sentence.rstrip("*_ ").endswith(":"):
             group = _list_after(text, spans, position)
             yield Candidate(hit, rank, group.start, group.end, shown_list(text[group.start : group.end]), lead, before)
-            lead = f"{lead} {shown(sentence)}".strip()
+            listed_until = group.end
+            lead = f"{lead} {shown(sentence)}".strip() if _LIST_MARK.match(_after(text, group.end)) else ""
             continue
         start = span.start
         if position and leans_on_previous(sentence) and span.end - spans[position - 1].start <= LONGEST_SPAN:
             start = spans[position - 1].start
         yield Candidate(hit, rank, start, span.end, shown(text[start : span.end]), lead, before)
         before = shown(sentence)
-        if not _LIST_MARK.match(sentence):
+        if not _LIST_MARK.match(_after(text, span.end)):
             lead = ""
 
 
@@ -134,6 +137,11 @@ def _only_introduces(sentence: str) -> bool:
     is_question = sentence.rstrip("*_ ").endswith("?")
     is_shouted = sentence.isupper() and not any(letter.isdigit() for letter in sentence)
     return is_question or _HEADING_MARK.match(sentence) is not None or (is_shouted and len(sentence.split()) <= 12)
+
+
+def _after(text: str, end: int) -> str:
+    """What follows, to see whether a list goes on that was too long to quote whole."""
+    return text[end : end + 80].lstrip("\r\n")
 
 
 def shown_list(text: str) -> str:

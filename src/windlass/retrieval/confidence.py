@@ -24,8 +24,8 @@ from windlass.retrieval.terms import stems
 _MOST_ALIGNED = 3
 
 # Intercept, then one weight a field of `Features`.
-_WITH_ENCODER = (-3.77, 1.79, 0.0, 3.49, 5.41, -2.45, -1.72)
-_WORDS_ALONE = (-2.19, 3.25, 2.28, 0.0, 0.0, -2.01, -1.5)
+_WITH_ENCODER = (-3.77, 1.79, 0.0, 3.49, 5.41, -2.45, -2.5)
+_WORDS_ALONE = (-2.19, 3.25, 2.28, 0.0, 0.0, -2.01, -2.5)
 
 
 @dataclass(frozen=True, slots=True)

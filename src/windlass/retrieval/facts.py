@@ -233,14 +233,15 @@ def _is_free(covered: list[tuple[int, int]], start: int, end: int) -> bool:
 def _readings(match: re.Match[str]) -> frozenset[Date]:
     parts = match.groupdict()
     year = int(parts["year"]) if parts.get("year") else None
+    pairs: set[tuple[int, int | None]]
     if parts.get("a"):
         first, second = int(parts["a"]), int(parts["b"])
         pairs = {(second, first)} if parts["separator"] == "." else {(second, first), (first, second)}
     else:
         month = parts["month"].casefold()
         number = int(month) if month.isdigit() else _MONTHS[month]
-        pairs = {(number, int(parts["day"]) if parts.get("day") else 0)}
-    return frozenset((year, month, day or None) for month, day in pairs if 1 <= month <= 12 and day <= 31)
+        pairs = {(number, int(parts["day"]) if parts.get("day") else None)}
+    return frozenset((year, month, day) for month, day in pairs if 1 <= month <= 12 and (day is None or 1 <= day <= 31))
 
 
 def _minute_of_day(match: re.Match[str]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from windlass.retrieval.expected import Kind, carries, expected_kind
@@ -68,16 +69,16 @@ class Question:
         return sum(weight * credits[word] for word, weight in self.words.items()) / total if total else 0.0
 
     def missing(self, text: str) -> float:
-        """Share of the question's names, numbers and dates that `text` does not hold; 0 when it states none."""
-        total = len(self.hard.names) + len(self.hard.values) + len(self.hard.dates)
-        if not total:
+        """The largest share of the question's names, its numbers, or its dates that `text` does not hold."""
+        hard = self.hard
+        if not (hard.names or hard.numbers or hard.dates):
             return 0.0
         held, present = facts(text), {term.stem for term in terms(text)}
-        numbers = held.values | present
-        absent = sum(name not in present for name in self.hard.names)
-        absent += sum(value not in numbers for value in self.hard.values)
-        absent += sum(not any(readings & others for others in held.dates) for readings in self.hard.dates)
-        return absent / total
+        return max(
+            _share(name not in present for name in hard.names),
+            _share(not _holds_number(held, present, number, before) for number, before, _ in hard.numbers),
+            _share(not any(readings & others for others in held.dates) for readings in hard.dates),
+        )
 
     @property
     def is_about_tables(self) -> bool:
@@ -87,3 +88,14 @@ class Question:
     def carried_by(self, text: str) -> float:
         """How well `text` holds the kind of thing asked for: 0 to 1, 0.5 when the question does not show it."""
         return carries(self.kind, text, self.hard)
+
+
+def _holds_number(held: Facts, present: set[str], number: str, before: str | None) -> bool:
+    """Whether a text holds `number`; where it numbers things called `before` ("berth 4"), one of them must be it."""
+    named = {value for value, word, _ in held.numbers if before is not None and word == before}
+    return number in named if named else number in held.values or number in present
+
+
+def _share(flags: Iterable[bool]) -> float:
+    listed = list(flags)
+    return sum(listed) / len(listed) if listed else 0.0

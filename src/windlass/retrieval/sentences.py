@@ -66,9 +66,9 @@ def sentence_spans(text: str, start: int = 0, end: int | None = None) -> list[Sp
     end = len(text) if end is None else min(end, len(text))
     spans: list[Span] = []
     for run in _runs(text, max(0, start), end):
-        for sentence in _split_run(text, run):
+        for sentence in [run] if _is_row(text, run) else _split_run(text, run):
             if sentence.end - sentence.start <= LONGEST_SENTENCE:
-                spans.append(sentence)
+                _append_trimmed(spans, text, *sentence)
             else:
                 spans.extend(_split_overlong(text, sentence))
     return spans
@@ -142,6 +142,11 @@ def _breaks(text: str, previous: Span, line: Span, width: int, marked: bool) -> 
         return True
     # The next word would have fitted on this line, so whoever broke it meant to.
     return len(before) + 1 + len(first_word) + 8 <= width
+
+
+def _is_row(text: str, run: Span) -> bool:
+    piece = text[run.start : run.end]
+    return ("|" in piece or "\t" in piece) and "\n" not in piece and _TABLE_ROW.match(piece) is not None
 
 
 def _split_run(text: str, run: Span) -> list[Span]:

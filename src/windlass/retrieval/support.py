@@ -21,6 +21,7 @@ from windlass.retrieval.terms import Idf, content_terms, recall, terms, weights
 THRESHOLD_WITH_COSINE = 0.6
 THRESHOLD_WORDS_ALONE = 0.65
 
+_HALVES = frozenset(("am", "pm"))
 _ANAPHORA = frozenset("it he she they this these those that its his her their such both there".split())
 
 
@@ -75,11 +76,16 @@ def support(claim: str, evidence: Evidence, idf: Idf, cosine: float | None = Non
     wanted = weights(content_terms(claim), idf)
     if not wanted:
         return 0.0
-    present = {term.stem for term in terms(evidence.text)}
+    # Figures, dates and times stand in the span already, if in another form: that was just checked.
+    present = {term.stem for term in terms(evidence.text)} | {word for word in wanted if _is_checked(word, claim)}
     borrowed = {term.stem for term in terms(evidence.context)}
     words = recall(wanted, present) + 0.75 * recall(wanted, borrowed - present)
     score = words if cosine is None else 0.5 * words + 0.5 * float(cosine)
     return min(1.0, max(0.0, score))
+
+
+def _is_checked(word: str, claim: str) -> bool:
+    return any(letter.isdigit() for letter in word) or word in _HALVES or word in _month_names(facts(claim))
 
 
 def contradiction(claim: str, evidence: Evidence) -> str | None:

@@ -22,6 +22,8 @@ from windlass.retrieval.terms import Term, stem, terms
 NUMERIC = ("integer", "number")
 DATED = ("date", "timestamp")
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
+# Units that a column may well be about: `payment_days`, `built_year`.
+_TIME_UNITS = frozenset("hour hours day days minute minutes year years".split())
 _MOST_OF = re.compile(r"\b(?:most|fewest|least|largest number of|highest number of)\s+([^\W\d_]+)", re.IGNORECASE)
 _BEFORE = re.compile(r"\bbefore(?: the)?\s*$", re.IGNORECASE)
 _AFTER = re.compile(r"\b(?:after|since)(?: the)?\s*$", re.IGNORECASE)
@@ -91,7 +93,7 @@ def name_stems(name: str) -> list[str]:
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = re.findall(r"[^\W\d_]+|\d+", spaced)
-    kept = [stem(word) for word in words if word.casefold() not in UNITS]
+    kept = [stem(word) for word in words if word.casefold() not in UNITS - _TIME_UNITS]
     return kept or [stem(word) for word in words]
 
 

@@ -1,8 +1,9 @@
 # ruff: noqa: RUF001 - typographic quotes, dashes and stops are what texts are made of
 """Words as retrieval compares them: lower case, stemmed, without function words, weighted by rarity.
 
-The stemmer is Porter's (An algorithm for suffix stripping, 1980), steps 1 to 5, for English; words with digits or
-letters outside a-z are left as they are, so that other languages, identifiers and numbers compare exactly.
+The stemmer is Porter's (An algorithm for suffix stripping, 1980) with his later departures (`-bli` and `-logi`), for
+English; words with digits or letters outside a-z are left as they are, so that other languages, identifiers and
+numbers compare exactly.
 """
 
 from __future__ import annotations
