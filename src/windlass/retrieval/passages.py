@@ -63,10 +63,13 @@ def cut_document(document: Document, *, words: int = 160) -> Iterator[Cut]:
 
 @dataclass(slots=True)
 class _Unit:
+    """What is packed whole: a sentence, a line, or a `block` of them that is only taken apart at a border."""
+
     start: int
     end: int
     words: int
     page: int | None
+    block: Block | None = None
 
 
 def _cut_blocks(document: Document, words: int) -> Iterator[Cut]:
@@ -101,6 +104,20 @@ def _cut_blocks(document: Document, words: int) -> Iterator[Cut]:
 
 
 def _units(text: str, block: Block, words: int) -> Iterator[_Unit]:
+    piece = text[block.start : block.end]
+    count = len(piece.split())
+    if count > words or len(piece) > 16 * words or _ends_sentences_unspaced(piece):
+        yield from _parts(text, block, words)
+    elif count:
+        yield _Unit(block.start, block.end, count, block.page, block)
+
+
+def _ends_sentences_unspaced(piece: str) -> bool:
+    """Whether sentences may follow one another without a space: then their words do not add up to the block's."""
+    return not piece.isascii() and any(stop in piece for stop in "。！？")
+
+
+def _parts(text: str, block: Block, words: int) -> Iterator[_Unit]:
     spans = (
         _lines(text, block.start, block.end)
         if block.kind in ("list", "table", "code")
@@ -140,10 +157,18 @@ def _pack(document: Document, units: list[_Unit], path: list[tuple[int, str]], k
     heading = " > ".join(title for _, title in path)
     current: list[_Unit] = []
     size = 0
-    for unit in units:
-        crosses_page = bool(current) and unit.page != current[0].page and size >= words // 2
+    waiting = units[::-1]
+    while waiting:
+        unit = waiting.pop()
+        new_page = bool(current) and unit.page != current[0].page
+        if unit.block is not None and (size + unit.words > words or new_page):
+            waiting.extend(list(_parts(document.text, unit.block, words))[::-1])
+            continue
+        crosses_page = new_page and size >= words // 2
         if current and (size + unit.words > words or crosses_page):
             yield _cut(document, current, heading, kind)
+            if current[-1].block is not None:
+                current[-1:] = _parts(document.text, current[-1].block, words)
             last = current[-1]
             keep_last = kind == "prose" and last.words <= words // 3 and len(current) > 1 and not crosses_page
             current = [last] if keep_last else []

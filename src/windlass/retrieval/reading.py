@@ -10,16 +10,18 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from windlass.core.errors import ReadError
 from windlass.core.paths import to_text
-from windlass.lake.document import Document
+from windlass.lake.document import Column, Document
 from windlass.lake.readers.read import read_document
 from windlass.retrieval.passages import Cut, cut_document
 
 TARGET = "windlass.retrieval.reading:read_passages"
 """What the sandbox is told to call."""
+
+_COLUMN_FIELDS = tuple(field.name for field in fields(Column))
 
 TableRow = tuple[str, int, int, int, str, str]
 """name, rows, start, end, columns (JSON), warnings (JSON)"""
@@ -99,7 +101,7 @@ def _read(path: str, words: int) -> Reading | Unread:
 
 def _table_rows(document: Document) -> Iterator[TableRow]:
     for table in document.tables:
-        columns = json.dumps([asdict(column) for column in table.columns])
+        columns = json.dumps([{name: getattr(column, name) for name in _COLUMN_FIELDS} for column in table.columns])
         yield storable(table.name), table.rows, table.start, table.end, columns, json.dumps(table.warnings)
 
 

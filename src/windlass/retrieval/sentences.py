@@ -81,43 +81,41 @@ def _runs(text: str, start: int, end: int) -> list[Span]:
     if first_line is not None and first_line.end() == end:  # a single line, as most paragraphs of a web page are
         return [Span(start, end)]
     for block in _blocks(text, start, end):
-        first = block[0]
-        run_start, previous = first.start, first
-        if len(block) > 1:
-            width = max([line.end - line.start for line in block])
-            marked = _marked_lines(text, block)
-            for number, line in enumerate(block[1:], 1):
-                if _breaks(text, previous, line, width, marked[number - 1] or marked[number]):
-                    runs.append(Span(run_start, previous.end))
-                    run_start = line.start
-                previous = line
-        runs.append(Span(run_start, previous.end))
+        lines = [text[first:last] for first, last in block]
+        width = max(map(len, lines))
+        marked = _marked_lines(lines)
+        run_start = block[0][0]
+        for number in range(1, len(block)):
+            if _breaks(lines[number - 1], lines[number], width, marked[number - 1] or marked[number]):
+                runs.append(Span(run_start, block[number - 1][1]))
+                run_start = block[number][0]
+        runs.append(Span(run_start, block[-1][1]))
     return runs
 
 
-def _marked_lines(text: str, block: list[Span]) -> list[bool]:
+def _marked_lines(lines: list[str]) -> list[bool]:
     """Which lines could be a heading, a rule, a table row or a list item: most are not, and are spared the patterns."""
-    whole = text[block[0].start : block[-1].end]
+    whole = "".join(lines)
     if any(mark in whole for mark in ("|", "\t", "#", "....", "……")):
-        return [True] * len(block)
-    heads = [text[line.start : line.end].lstrip()[:6] for line in block]
+        return [True] * len(lines)
+    heads = [line.lstrip()[:6] for line in lines]
     return [head[0] in _MARKS or "." in head or ")" in head for head in heads]
 
 
-def _blocks(text: str, start: int, end: int) -> list[list[Span]]:
-    """Lines without the blank ones, grouped between blank lines."""
-    blocks: list[list[Span]] = []
+def _blocks(text: str, start: int, end: int) -> list[list[tuple[int, int]]]:
+    """The spans of lines without the blank ones, grouped between blank lines."""
+    blocks: list[list[tuple[int, int]]] = []
     previous_end = -1
     for match in _LINE.finditer(text, start, end):
-        line = Span(match.start(), match.end())
-        if not text[line.start : line.end].strip():
+        line = match.span()
+        if text[line[0] : line[1]].isspace():
             continue
-        gap = text[previous_end : line.start] if previous_end >= 0 else "\n\n"
+        gap = text[previous_end : line[0]] if previous_end >= 0 else "\n\n"
         if gap != "\n" and _is_blank_between(gap):
             blocks.append([line])
         else:
             blocks[-1].append(line)
-        previous_end = line.end
+        previous_end = line[1]
     return blocks
 
 
@@ -125,9 +123,8 @@ def _is_blank_between(gap: str) -> bool:
     return gap.replace("\r\n", "\n").count("\n") + gap.count("\f") * 2 + gap.count("\u2029") * 2 >= 2
 
 
-def _breaks(text: str, previous: Span, line: Span, width: int, marked: bool) -> bool:
+def _breaks(before: str, after: str, width: int, marked: bool) -> bool:
     """Whether the line break between two lines of one block ends a sentence."""
-    before, after = text[previous.start : previous.end], text[line.start : line.end]
     if marked:
         if any(rule.match(before) for rule in (_HEADING, _RULE, _TABLE_ROW)):
             return True

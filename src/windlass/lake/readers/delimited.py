@@ -97,6 +97,8 @@ def find_delimiter(sample: str, kind: str) -> str:
     quoted = '"' in sample
     best, best_score = ",", 0.0
     for delimiter in _DELIMITERS:
+        if delimiter not in sample:
+            continue
         if quoted:
             widths = Counter(len(row) for row in csv.reader(lines, delimiter=delimiter) if row)
         else:
