@@ -21,11 +21,11 @@ from windlass.app.http.generation import GenerationQueue
 from windlass.app.http.keys import hash_key
 from windlass.app.http.limits import Limits
 from windlass.app.http.metrics import Metrics
+from windlass.app.http.server import create_app
+from windlass.app.http.services import Services
 from windlass.app.page import chat, overview, search, source, wording
 from windlass.app.page.examples import examples
 from windlass.app.progress_state import PageProgress
-from windlass.app.http.server import create_app
-from windlass.app.http.services import Services
 from windlass.lake.document import Column
 from windlass.retrieval.overview import Overview, TableInfo
 from windlass.retrieval.pipeline import Pipeline

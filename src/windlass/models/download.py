@@ -90,7 +90,6 @@ def sha256_of(path: Path, progress: Progress | None = None, stage: str = "") -> 
     return digest.hexdigest()
 
 
-
 def _client(settings: IndexSettings) -> httpx.Client:
     timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT_SECONDS))
     try:
