@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -135,10 +134,14 @@ def test_doctor_checks_a_workspace_and_repairs_it(folder: Path, windlass: Callab
 
 def test_help_is_quick() -> None:
     """A guard against a heavy import creeping in, by modules and not by the clock."""
-    code = "import sys; sys.argv = ['windlass', '--help']\nfrom windlass.app import cli\ntry: cli.main()\nexcept SystemExit: pass\nprint(sorted(sys.modules), file=sys.stderr)"
-    start = time.perf_counter()
+    code = (
+        "import sys; sys.argv = ['windlass', '--help']\n"
+        "from windlass.app import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted(sys.modules), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 60
     for heavy in ("numpy", "duckdb", "pyarrow", "fastapi", "nicegui", "torch", "sqlite3", "rich.progress"):
         assert f"'{heavy}'" not in done.stderr, heavy
     assert "up" in done.stdout

@@ -114,7 +114,7 @@ def _units(text: str, block: Block, words: int) -> Iterator[_Unit]:
 
 def _ends_sentences_unspaced(piece: str) -> bool:
     """Whether sentences may follow one another without a space: then their words do not add up to the block's."""
-    return not piece.isascii() and any(stop in piece for stop in "。！？")
+    return not piece.isascii() and any(stop in piece for stop in "\u3002\uff01\uff1f")
 
 
 def _parts(text: str, block: Block, words: int) -> Iterator[_Unit]:
