@@ -43,7 +43,8 @@ DUPLICATES = load_json("duplicates.json")
 
 
 def files() -> list[Path]:
-    return [path for path in HARBOUR.rglob("*") if path.is_file()]
+    # `make demo` leaves its index beside the files.
+    return [path for path in HARBOUR.rglob("*") if path.is_file() and ".windlass" not in path.parts]
 
 
 # ---- readers written for this test: plain, and apart from those of the product
