@@ -78,6 +78,14 @@ def test_a_heading_without_a_body_is_found_too() -> None:
     assert [cut.text for cut in cuts] == ["Berths", "Tariff"]
 
 
+def test_the_name_of_a_sheet_above_its_rows_is_no_passage() -> None:
+    text = "Survey\nid\n7\n"
+    table = Table("Survey", 1, (), 7, len(text), (RowRun(1, 1, 10, 12, "id: 7"),))
+    blocks = (Block("heading", 0, 6, 1), Block("rows", 10, 12))
+    cuts = list(cut_document(Document("xlsx", text, "", blocks, (table,))))
+    assert [cut.kind for cut in cuts] == ["schema", "rows"]
+
+
 def test_a_line_of_ten_megabytes_becomes_many_passages() -> None:
     text = "x" * 10_000_000
     cuts = list(cut_document(Document("text", text, "", (Block("paragraph", 0, len(text)),))))

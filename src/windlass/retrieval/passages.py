@@ -79,6 +79,7 @@ def _cut_blocks(document: Document, words: int) -> Iterator[Cut]:
     kind = "prose"
     for block in document.blocks:
         if block.kind == "rows":
+            heading_only = None  # a heading above a table is found with the table's description
             continue
         if block.kind == "heading":
             yield from _pack(document, pending, path, kind, words)
