@@ -47,10 +47,14 @@ _DURATION = re.compile(
     r"at once|without delay|forever|indefinitely)\b|\bhalf (?:a|an) (?:hour|day|year)\b",
     re.IGNORECASE,
 )
+_CURRENCY = (
+    r"(?:EUR|USD|GBP|CHF|JPY|SEK|NOK|DKK|ISK|PLN|CZK|HUF|RON|BGN|TRY|RUB|UAH|CAD|AUD|NZD|CNY|HKD|SGD|INR|KRW|BRL|MXN|"
+    r"ZAR)"
+)
 _MONEY = re.compile(
-    rf"[€$£¥]\s?\d|\b(?-i:[A-Z]{{3}})\s?\d|\d\s?(?:[€$£¥]|(?-i:[A-Z]{{3}})\b)|{_NUMERAL}[\s\u00a0-]?(?:euros?|eur|dollars?|pounds?|cents?|"
+    rf"[€$£¥]\s?\d|\b{_CURRENCY}\s?\d|\d\s?(?:[€$£¥]|{_CURRENCY}\b)|{_NUMERAL}[\s\u00a0-]?(?:euros?|eur|dollars?|pounds?|cents?|"
     r"pence|francs?|crowns?|kron\w+|guilders?|yen|usd|gbp|pennies|penny)\b|\bfree\b|\bno (?:charge|fee)\b|\bnothing\b"
-    r"|\b(?:price|fee|cost|rate|amount|eur|usd|total)\w*(?: \w+)?: ?\d",
+    r"|\b(?:price|fee|cost|rate|amount|eur|usd|total)s?(?: \w+){0,3}: ?\d",
     re.IGNORECASE,
 )
 _CLOCK = re.compile(r"\b\d{1,2}[:.]\d\d\b|\b\d{1,2}\s*[ap]\.?m\b|\b(?:noon|midnight|sunrise|sunset|dawn|dusk)\b", re.I)
@@ -81,54 +85,67 @@ _PLACE = re.compile(
 _REASON = re.compile(r"\b(?:because|since|due to|owing to|so that|in order to|as|reason|therefore|caused?|for)\b", re.I)
 
 
+Carried = Callable[[str, Facts, Facts, str], float]
+"""From a text, its facts, the facts of the question, and what the text stands under, to 0, 0.7 (likely) or 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of answer: how questions ask for it, and how well a text carries it (0, 0.7 likely, 1)."""
 
     name: str
     asked: re.Pattern[str]
-    carried: Callable[[str, Facts, Facts], float]
+    carried: Carried
 
 
-def _by(*patterns: re.Pattern[str]) -> Callable[[str, Facts, Facts], float]:
-    return lambda text, found, asked: float(any(pattern.search(text) for pattern in patterns))
+def _by(*patterns: re.Pattern[str]) -> Carried:
+    return lambda text, found, asked, about: float(any(pattern.search(text) for pattern in patterns))
 
 
-def _measure(attributes: str, unit: re.Pattern[str]) -> Callable[[str, Facts, Facts], float]:
-    """A number with the unit; or a new number beside the attribute's name, as in a table's cell."""
+def _measure(attributes: str, unit: re.Pattern[str]) -> Carried:
+    """A number with the unit; or a new number beside, or under a heading with, the attribute's name."""
     named = re.compile(rf"\b(?:{attributes})s?\b", re.IGNORECASE)
 
-    def carried(text: str, found: Facts, asked: Facts) -> float:
+    def carried(text: str, found: Facts, asked: Facts, about: str) -> float:
         if unit.search(text):
             return 1.0
-        return _LIKELY if found.values - asked.values and named.search(text) else 0.0
+        return _LIKELY if found.values - asked.values and named.search(f"{about} {text}") else 0.0
 
     return carried
 
 
-def _number(text: str, found: Facts, asked: Facts) -> float:
+def _number(text: str, found: Facts, asked: Facts, about: str) -> float:
     if found.values - asked.values:
         return 1.0
     return _LIKELY if re.search(r"\b(?:one|half|third|quarter|once|twice|no|none|nothing|zero)\b", text, re.I) else 0.0
 
 
-def _time(text: str, found: Facts, asked: Facts) -> float:
+def _time(text: str, found: Facts, asked: Facts, about: str) -> float:
     if found.dates or found.times - asked.times or _CLOCK.search(text) or _CALENDAR.search(text):
         return 1.0
     return _LIKELY if _DURATION.search(text) or re.search(r"\b(?:when|until|after|before|as soon as)\b", text) else 0.0
 
 
-def _person(text: str, found: Facts, asked: Facts) -> float:
+_named_duration = _measure("day|hour|year|age|length|minute", _DURATION)
+
+
+def _duration(text: str, found: Facts, asked: Facts, about: str) -> float:
+    if _LENGTH.search(text):
+        return 1.0
+    return max(_named_duration(text, found, asked, about), _LIKELY * _time(text, found, asked, about))
+
+
+def _person(text: str, found: Facts, asked: Facts, about: str) -> float:
     if found.names - asked.names:
         return 1.0
     return _LIKELY if _PERSON.search(text) else 0.0
 
 
-def _place(text: str, found: Facts, asked: Facts) -> float:
+def _place(text: str, found: Facts, asked: Facts, about: str) -> float:
     return 1.0 if found.names - asked.names or _PLACE.search(text) else 0.0
 
 
-def _kind(name: str, asked: str, carried: Callable[[str, Facts, Facts], float]) -> Kind:
+def _kind(name: str, asked: str, carried: Carried) -> Kind:
     return Kind(name, re.compile(asked, re.IGNORECASE), carried)
 
 
@@ -150,8 +167,7 @@ _KINDS = (
         r"\bhow (?:long|often|soon|early|late|old)\b|"
         r"\bhow (?:many|much) (?:days?|hours?|minutes?|weeks?|months?|years?|"
         r"notice|time|longer)\b|\bsince when\b",
-        lambda text, found, asked: max(_by(_DURATION, _LENGTH)(text, found, asked), 0.7 * _time(text, found, asked),
-                                       _measure("days|hours|years|age|length|minutes", _DURATION)(text, found, asked)),
+        _duration,
     ),
     _kind(
         "time",
@@ -230,9 +246,16 @@ def expected_kind(question: str) -> Kind | None:
     return _KINDS[min(found)[1]] if found else None
 
 
-def carries(kind: Kind | None, text: str, asked: Facts) -> float:
-    """How well `text` holds what was asked for beyond what the question says itself: 0 to 1, 0.5 when unknown."""
+def carries(kind: Kind | None, text: str, asked: Facts, about: str = "") -> float:
+    """How well `text` holds what was asked for beyond what the question says itself: 0 to 1, 0.5 when unknown.
+
+    Args:
+        kind: As `expected_kind` gave it.
+        text: What is judged.
+        asked: The facts of the question.
+        about: What the text stands under: its headings.
+    """
     if kind is None:
         return UNKNOWN
     plain = text[:_MOST_READ].replace("_", " ")
-    return kind.carried(plain, facts(plain), asked)
+    return kind.carried(plain, facts(plain), asked, about.replace("_", " "))

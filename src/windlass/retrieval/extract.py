@@ -79,10 +79,10 @@ def rank_candidates(
             continue
         coverage = _coverage(question, candidate, passages[candidate.passage.id])
         text, is_asked = _facts_shown(question, candidate) if candidate.facts else (candidate.text, True)
-        in_kind = question.carried_by(text) if is_asked else _WHOLE_ROW
+        in_kind = question.carried_by(text, f"{candidate.passage.title} {candidate.lead}") if is_asked else _WHOLE_ROW
         near = f"{candidate.lead} {candidate.context} {candidate.before} {candidate.text}"
         missing = question.missing(near)
-        if missing and not candidate.facts:  # what the passage says elsewhere may still be what the span is about
+        if missing and candidate.row is None:  # what the passage says elsewhere may still be what the span is about
             missing = 0.3 * missing + 0.7 * question.missing(f"{near} {candidate.passage.text}")
         rough.append(Scored(candidate, text, coverage, None, in_kind, missing))
     rough.sort(key=lambda item: -item.score)

@@ -171,6 +171,16 @@ def canonical_number(written: str) -> str | None:
     return (text.rstrip("0").rstrip(".") if "." in text else text) or "0"
 
 
+def holds_date(held: Facts, readings: frozenset[Date]) -> bool:
+    """Whether a text holds a date, in one of its readings, at least as exactly: "March 2025" stands in 4 March 2025."""
+    return any(
+        all(a is None or a == b for a, b in zip(said, other, strict=True))
+        for said in readings
+        for others in held.dates
+        for other in others
+    )
+
+
 def month_stems(month: int) -> set[str]:
     """The names of a month as `terms` gives them."""
     return {stem(name) for name, number in _MONTHS.items() if number == month}

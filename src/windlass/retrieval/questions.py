@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from windlass.retrieval.expected import Kind, carries, expected_kind
-from windlass.retrieval.facts import Facts, facts
+from windlass.retrieval.facts import Facts, facts, holds_date
 from windlass.retrieval.terms import Idf, content_terms, stem, terms, weights
 
 MOST_WORDS = 64
@@ -77,7 +77,7 @@ class Question:
         return max(
             _share(name not in present for name in hard.names),
             _share(not _holds_number(held, present, number, before) for number, before, _ in hard.numbers),
-            _share(not any(readings & others for others in held.dates) for readings in hard.dates),
+            _share(not holds_date(held, readings) for readings in hard.dates),
         )
 
     @property
@@ -85,9 +85,9 @@ class Question:
         """Whether the question asks what a table holds rather than for something in it."""
         return _ABOUT_TABLES.search(self.text) is not None
 
-    def carried_by(self, text: str) -> float:
+    def carried_by(self, text: str, about: str = "") -> float:
         """How well `text` holds the kind of thing asked for: 0 to 1, 0.5 when the question does not show it."""
-        return carries(self.kind, text, self.hard)
+        return carries(self.kind, text, self.hard, about)
 
 
 def _holds_number(held: Facts, present: set[str], number: str, before: str | None) -> bool:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.retrieval.facts import Date, Facts, facts, month_stems
+from windlass.retrieval.facts import Date, Facts, facts, holds_date, month_stems
 from windlass.retrieval.terms import Idf, content_terms, recall, terms, weights
 
 THRESHOLD_WITH_COSINE = 0.6
@@ -137,13 +137,9 @@ def _is_bound_elsewhere(number: str, before: str | None, after: str | None, cite
 
 def _missing_date(said: Facts, cited: Facts) -> str | None:
     for readings in said.dates:
-        if not any(_agrees(date, other) for date in readings for others in cited.dates for other in others):
+        if not holds_date(cited, readings):
             return f"the date {_shown(next(iter(readings)))} is not in the source"
     return None
-
-
-def _agrees(said: Date, cited: Date) -> bool:
-    return all(a is None or a == b for a, b in zip(said, cited, strict=True))
 
 
 def _shown(date: Date) -> str:
