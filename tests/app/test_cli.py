@@ -112,6 +112,7 @@ def test_an_empty_folder_is_fine(tmp_path: Path, windlass: Callable[..., Result]
 def test_wrong_values_name_the_field(folder: Path, windlass: Callable[..., Result]) -> None:
     assert "empty" in windlass("search", folder, "  ").err
     assert "unknown search mode 'fuzzy'" in windlass("search", folder, "x", "--mode", "fuzzy").err
+    assert "add --no-web" in windlass("up", folder, "--json").err
     assert "k is -3" in windlass("search", folder, "x", "--k", "-3").err
     (folder / "windlass.toml").write_text("[search]\nkk = 3\n")
     result = windlass("search", folder, "x")

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def ask(
     folder: Folder,
     question: Annotated[str, typer.Argument(help="In plain words.", show_default=False)],
-    k: Annotated[int, typer.Option(help="How many passages to look at; 0: the settings'.")] = 0,
+    k: Annotated[int | None, typer.Option(help="How many passages to look at.")] = None,
     mode: Annotated[str, typer.Option(help="auto, extract (quote the files) or generate (the model writes).")] = "",
     offline: Offline = False,
     as_json: AsJson = False,
@@ -32,7 +32,7 @@ def ask(
     from windlass.app.ready import ready
 
     with ready(folder, offline=offline, quiet=as_json) as pipeline:
-        answer = pipeline.ask(question, k=k or None, mode=mode or None)
+        answer = pipeline.ask(question, k=k, mode=mode or None)
     if as_json:
         terminal.print_json(answer.to_dict())
     else:

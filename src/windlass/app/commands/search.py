@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def search(
     folder: Folder,
     query: Annotated[str, typer.Argument(help="Words or a question.", show_default=False)],
-    k: Annotated[int, typer.Option(help="How many passages; 0: the settings'.")] = 0,
+    k: Annotated[int | None, typer.Option(help="How many passages.")] = None,
     mode: Annotated[str, typer.Option(help="hybrid, lexical (words) or dense (meaning).")] = "hybrid",
     offline: Offline = False,
     as_json: AsJson = False,
@@ -30,7 +30,7 @@ def search(
     from windlass.app.ready import ready
 
     with ready(folder, offline=offline, quiet=as_json) as pipeline:
-        hits = pipeline.search(query, k or None, mode=mode)  # type: ignore[arg-type]  # checked by search itself
+        hits = pipeline.search(query, k, mode=mode)  # type: ignore[arg-type]  # checked by search itself
     if as_json:
         terminal.print_json([asdict(hit) for hit in hits])
     else:

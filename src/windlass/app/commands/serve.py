@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     folder: Folder,
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a key.")] = "",
-    port: Annotated[int, typer.Option(help="Port; 0: the settings'.")] = 0,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0: any.")] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page beside the API.")] = True,
 ) -> None:
     """Serve search, answers and an OpenAI-compatible API over an indexed folder.
@@ -34,6 +34,6 @@ def serve(
 
     if folder.is_dir() and not Workspace.exists(folder):
         raise NotFound(f"{folder} is not indexed", hint=f"run `windlass up {folder}` first")
-    overrides = {"server.host": host or None, "server.port": port or None}
+    overrides = {"server.host": host or None, "server.port": port}
     with Pipeline.open(folder, overrides=overrides) as pipeline:
         server.serve(pipeline, page=page, on_ready=print_started)

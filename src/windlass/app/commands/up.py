@@ -12,6 +12,7 @@ from windlass.app.options import AsJson, Folder, Offline
 
 if TYPE_CHECKING:
     from windlass.app.terminal import TerminalProgress
+    from windlass.core.errors import UsageError
     from windlass.retrieval.pipeline import IndexReport, Pipeline
 
 DEMO_QUESTION = "How much under-keel clearance does a vessel need in the approach channel?"
@@ -26,7 +27,7 @@ def up(
     ask: Annotated[str, typer.Option("--ask", help="Ask this once the folder is indexed.")] = "",
     web: Annotated[bool, typer.Option("--web/--no-web", help="Serve the page and the API; without: exit.")] = True,
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a key.")] = "",
-    port: Annotated[int, typer.Option(help="Port of the page and the API; 0: the settings'.")] = 0,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the page and the API; 0: any.")] = None,
     embed: Annotated[bool, typer.Option("--embed/--no-embed", help="Make vectors for search by meaning.")] = True,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Index files again when they change.")] = True,
     offline: Offline = False,
@@ -44,7 +45,9 @@ def up(
     from windlass.app.terminal import TerminalProgress
     from windlass.retrieval.pipeline import Pipeline
 
-    overrides = {"server.host": host or None, "server.port": port or None}
+    overrides = {"server.host": host or None, "server.port": port}
+    if as_json and web:
+        raise UsageError("--json prints the summary of one run", hint="add --no-web")
     progress = TerminalProgress(quiet=as_json)
     with Pipeline.open(folder, overrides=overrides) as pipeline:
         question = ask or (DEMO_QUESTION if demo else "")
