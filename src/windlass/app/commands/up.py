@@ -12,7 +12,6 @@ from windlass.app.options import AsJson, Folder, Offline
 
 if TYPE_CHECKING:
     from windlass.app.terminal import TerminalProgress
-    from windlass.core.errors import UsageError
     from windlass.retrieval.pipeline import IndexReport, Pipeline
 
 DEMO_QUESTION = "How much under-keel clearance does a vessel need in the approach channel?"
@@ -43,6 +42,7 @@ def up(
     Example: windlass up reports --ask "Who approves travel?"
     """
     from windlass.app.terminal import TerminalProgress
+    from windlass.core.errors import UsageError
     from windlass.retrieval.pipeline import Pipeline
 
     overrides = {"server.host": host or None, "server.port": port}
