@@ -61,6 +61,8 @@ TOKENIZERS = {
 def test_text_survives_encoding_and_streams_without_broken_characters(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.encode(text)
+    if name == "sentencepiece":  # the format writes a space as U+2581 and cannot tell the two apart
+        text = text.replace("\u2581", " ")
     assert tokenizer.decode(ids) == text
     stream = tokenizer.detokenizer()
     pieces = [stream.add(token) for token in ids] + [stream.finish()]
