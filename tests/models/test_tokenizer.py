@@ -70,6 +70,11 @@ def test_text_survives_encoding_and_streams_without_broken_characters(name: str,
     assert "".join(pieces).removeprefix(" " if name == "sentencepiece" else "") == text
 
 
+def test_half_of_a_surrogate_pair_is_no_error() -> None:
+    tokenizer = TOKENIZERS["smollm"]
+    assert tokenizer.encode("a\ud800b") == tokenizer.encode("a?b")
+
+
 def test_a_character_is_held_until_it_is_whole() -> None:
     tokenizer = TOKENIZERS["smollm"]
     stream = tokenizer.detokenizer()

@@ -143,8 +143,9 @@ class Tokenizer:
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Token ids of `text`. With `control`, spelled-out control tokens become themselves; else plain
-        text.
+        text. Half of a surrogate pair, which has no UTF-8 form, counts as a question mark.
         """
+        text = text.encode("utf-8", "replace").decode("utf-8")
         if control:
             return list(self._fast.encode(text, add_special_tokens=False).ids)
         if self._plain is None:
