@@ -28,7 +28,7 @@ from windlass.retrieval.reading import TARGET, Reading, storable
 
 READER_VERSION = 1
 _COMMIT_SECONDS = 1.0
-_COMMIT_CHARACTERS = 1 << 20
+_COMMIT_CHARACTERS = 256 << 10
 _HELD_CHARACTERS = 16 << 20
 _PARCEL_BYTES = 128 << 10
 _PARCEL_FILES = 32
