@@ -18,6 +18,9 @@ class DirectSandbox:
         module, _, name = target.partition(":")
         self._function = getattr(importlib.import_module(module), name)
 
+    def start(self) -> None:
+        pass
+
     def map(self, items: Iterable[tuple[Any, ...]], *, progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
         for index, args in enumerate(items):
             if progress is not None:

@@ -270,6 +270,27 @@ def test_bad_targets_and_arguments_are_named(target: str) -> None:
         assert sandbox.call(("give", "still here")) == "still here"
 
 
+def test_started_workers_wait_for_the_first_call(target: str) -> None:
+    def children() -> set[int]:
+        return {child.pid for child in psutil.Process().children()}
+
+    before = children()
+    with Sandbox(target, workers=2) as sandbox:
+        sandbox.start()
+        assert wait_for(lambda: len(children() - before) == 2)
+        started = children() - before
+        assert {pid for _, pid in sandbox.map([("pid",)] * 6)} <= started
+        assert children() - before == started
+    assert children() == before
+    with Sandbox(target, workers=2) as sandbox:
+        sandbox.start()  # closed while they start
+    assert children() == before
+    with Sandbox("no_such_module:read", workers=1) as sandbox:
+        sandbox.start()
+        with pytest.raises(WindlassError, match="no_such_module"):
+            sandbox.call(())
+
+
 def test_a_forgotten_sandbox_releases_its_processes(target: str) -> None:
     sandbox = Sandbox(target, workers=1)
     pid = sandbox.call(("pid",))

@@ -55,6 +55,10 @@ class Sandbox:
         # Not only for tidiness: a sandbox that was forgotten must not hold processes until the parent ends.
         self._finalizer = weakref.finalize(self, _Crew.dismiss, self._crew)
 
+    def start(self) -> None:
+        """Start the workers now, while the caller does something else; if they cannot start, the first call tells."""
+        self._crew.start(self.workers)
+
     def call(self, args: tuple[Any, ...]) -> Any:
         """The result of `target(*args)`.
 
@@ -190,10 +194,18 @@ class _Crew:
                 raise UsageError("this sandbox is closed", hint="open a new one")
             self._outstanding += 1
             if self._outstanding > len(self._threads) < most_threads:
-                thread = threading.Thread(target=self._serve, name=f"sandbox {self._target}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                self._hire(at_once=False)
             self._jobs.put(job)
+
+    def start(self, threads: int) -> None:
+        with self._lock:
+            while len(self._threads) < threads and not self._closed:
+                self._hire(at_once=True)
+
+    def _hire(self, *, at_once: bool) -> None:
+        thread = threading.Thread(target=self._serve, args=(at_once,), name=f"sandbox {self._target}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def dismiss(self) -> None:
         with self._lock:
@@ -205,9 +217,12 @@ class _Crew:
             if thread is not threading.current_thread():
                 thread.join(timeout=5)
 
-    def _serve(self) -> None:
+    def _serve(self, at_once: bool) -> None:
         worker: Worker | None = None
         try:
+            if at_once:
+                with contextlib.suppress(Stopped, WindlassError):  # the first job will meet and report it
+                    worker = Worker(self._target, self._limits, lambda: self._closed)
             while (job := self._jobs.get()) is not None:
                 outcome, worker = self._perform(job, worker)
                 with self._lock:

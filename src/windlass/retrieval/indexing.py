@@ -28,7 +28,7 @@ from windlass.retrieval.reading import TARGET, Reading, storable
 
 READER_VERSION = 1
 _COMMIT_SECONDS = 1.0
-_COMMIT_CHARACTERS = 1 << 20
+_COMMIT_CHARACTERS = 256 << 10
 _HELD_CHARACTERS = 16 << 20
 _PARCEL_BYTES = 128 << 10
 _PARCEL_FILES = 32
@@ -53,7 +53,21 @@ class _Waiting:
     content_hash: str
 
 
-def read_files(workspace: Workspace, settings: Settings, progress: Progress) -> ReadReport:
+def reading_sandbox(workspace: Workspace, settings: Settings) -> Sandbox:
+    """Where files are read. For a folder that was never scanned its processes start at once, beside the scan."""
+    limits = Limits(
+        seconds=settings.limits.reader_seconds,
+        memory_bytes=settings.limits.reader_memory_mb << 20,
+        inflated_bytes=settings.limits.inflated_mb << 20,
+    )
+    sandbox = Sandbox(TARGET, limits=limits)
+    with workspace.reading() as connection:
+        if connection.execute("SELECT 1 FROM files LIMIT 1").fetchone() is None:
+            sandbox.start()
+    return sandbox
+
+
+def read_files(workspace: Workspace, settings: Settings, sandbox: Sandbox, progress: Progress) -> ReadReport:
     """Read every file in state `seen` and store its passages; afterwards they can be searched by word."""
     report = ReadReport()
     _retry_after_reader_change(workspace)
@@ -61,24 +75,24 @@ def read_files(workspace: Workspace, settings: Settings, progress: Progress) -> 
     _share_documents(workspace)
     waiting = _waiting(workspace)
     if waiting:
-        _read_waiting(workspace, settings, waiting, report, progress)
+        _read_waiting(workspace, settings, sandbox, waiting, report, progress)
     _drop_unused_vectors(workspace)
     return report
 
 
 def _read_waiting(
-    workspace: Workspace, settings: Settings, waiting: list[_Waiting], report: ReadReport, progress: Progress
+    workspace: Workspace,
+    settings: Settings,
+    sandbox: Sandbox,
+    waiting: list[_Waiting],
+    report: ReadReport,
+    progress: Progress,
 ) -> None:
-    limits = Limits(
-        seconds=settings.limits.reader_seconds,
-        memory_bytes=settings.limits.reader_memory_mb << 20,
-        inflated_bytes=settings.limits.inflated_mb << 20,
-    )
     progress.start("read", sum(len(group.paths) for group in waiting), "files")
     batch: list[tuple[_Waiting, Reading | WindlassError]] = []
     characters, committed = 0, time.monotonic()
     # A thread writes while we go on giving work to the children; what is read meanwhile is the next batch.
-    with Sandbox(TARGET, limits=limits) as sandbox, ThreadPoolExecutor(1, "store") as writer:
+    with ThreadPoolExecutor(1, "store") as writer:
         stored = writer.submit(_store, workspace, [], report)
         for group, result in _read(workspace, settings, sandbox, waiting, progress):
             batch.append((group, _checked(workspace, group, result)))

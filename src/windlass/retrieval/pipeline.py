@@ -176,10 +176,11 @@ class Pipeline:
         progress = progress or Silent()
         clock = _Stopwatch()
         with self.workspace.acquire():
-            delta = Catalog(self.workspace).scan(progress=progress)
-            self._skipped = delta.skipped
-            clock.lap("scan")
-            read = indexing.read_files(self.workspace, self.settings, progress)
+            with indexing.reading_sandbox(self.workspace, self.settings) as sandbox:
+                delta = Catalog(self.workspace).scan(progress=progress)
+                self._skipped = delta.skipped
+                clock.lap("scan")
+                read = indexing.read_files(self.workspace, self.settings, sandbox, progress)
             clock.lap("read")
             report = IndexReport(delta, read.files, read.passages, 0, read.failed)
             if on_searchable is not None:
