@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from windlass.core.errors import ReadError
 from windlass.lake.document import Column, Document, Table
-from windlass.lake.readers import read_document
+from windlass.lake.readers import delimited, read_document
 from windlass.lake.readers.columns import describe_column
 from windlass.lake.readers.delimited import find_delimiter
 from windlass.lake.readers.integrity import check_document
@@ -62,6 +62,14 @@ def test_run_spans_hold_exactly_their_rows(tmp_path: Path, rows: list[list[str]]
         return [row for row in csv.reader(lines, delimiter=delimiter) if any(row)]
 
     assert [header] + [row for run in table.runs for row in parsed(text[run.start : run.end])] == parsed(text)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab, ;1\n\r\t"), max_size=80))
+def test_a_table_without_quotes_has_the_rows_that_the_csv_module_finds(text: str) -> None:
+    for delimiter in ",;\t":
+        rows = delimited._Rows(text, delimiter)
+        assert list(rows) == list(rows._quoted())
 
 
 def test_a_run_is_verbatim_and_indexed_as_names_and_values(tmp_path: Path) -> None:
@@ -152,6 +160,7 @@ def test_any_column_is_described(cells: list[str]) -> None:
     nulls = [c for c in cells if c.strip() in ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")]
     assert column.nulls == len(nulls)
     assert column.distinct == len({c.strip() for c in cells} - {c.strip() for c in nulls})
+    assert describe_column("c", cells) == column  # small tables are counted without Arrow
 
 
 def test_dialects_headers_and_preambles(tmp_path: Path) -> None:

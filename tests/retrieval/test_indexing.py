@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tests.direct_sandbox import DirectSandbox
 from tests.index_content import Rows, check_no_unused_vectors, check_whole, content, rows
-from windlass.core.errors import Cancelled, StorageError, WorkspaceError
+from windlass.core.errors import Cancelled, ReadError, StorageError, WorkspaceError
 from windlass.core.paths import to_text
 from windlass.core.progress import Progress, Silent
 from windlass.core.workspace import Workspace
@@ -268,6 +268,35 @@ def test_files_that_fail_are_named_and_do_not_stop_the_others(
     write(pipeline, "broken.pdf", b"%PDF-1.7 still none")
     pipeline.index()
     assert reads == ["broken.pdf"] and files(pipeline)["broken.pdf"] == "failed"
+    check_finished(pipeline)
+
+
+def test_small_files_share_a_call_and_only_the_culprit_of_a_crash_fails(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    class CrashingSandbox(DirectSandbox):
+        def map(self, items, *, progress=None):  # type: ignore[no-untyped-def]
+            for index, (path, others, words) in enumerate(items):
+                names = [os.path.basename(name) for name in (path, *others)]
+                calls.append(names)
+                if "bad.txt" in names:
+                    yield index, ReadError("crashed the reader (SIGSEGV)", reason="broken")
+                else:
+                    yield from ((index, result) for _, result in super().map([(path, others, words)]))
+
+    monkeypatch.setattr(indexing, "Sandbox", CrashingSandbox)
+    names = [f"note {number}.txt" for number in range(5)]
+    for name in names:
+        write(pipeline, name, f"the crane of {name}")
+    write(pipeline, "bad.txt", "a file that crashes its reader")
+    report = pipeline.index()
+    assert sorted(calls[0]) == sorted([*names, "bad.txt"])
+    assert sorted(calls[1:]) == sorted([[name] for name in [*names, "bad.txt"]])
+    assert files(pipeline) == {**dict.fromkeys(names, "indexed"), "bad.txt": "failed"}
+    assert report.failed == [("bad.txt", "broken", "crashed the reader (SIGSEGV)")]
+    assert sources(pipeline, "crane") == names
     check_finished(pipeline)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass.lake.document import Block, Column, Document, RowRun, Table
+from windlass.lake.document import Block, BlockKind, Column, Document, RowRun, Table
+from windlass.retrieval import passages
 from windlass.retrieval.passages import cut_document
 
 _SENTENCES = st.lists(
@@ -113,3 +115,30 @@ def test_tables_are_described_and_their_rows_cut() -> None:
     assert schema.kind == "schema" and "vessels" in schema.text and "id (integer, 1 to 2)" in schema.text
     assert rows.kind == "rows" and rows.rows == (1, 2) and text[rows.start : rows.end].startswith("1,Maren")
     assert rows.text_hash is None and schema.text_hash is not None
+
+
+_WORDS = st.sampled_from(
+    ["The", "Dr.", "harbour", "3.5", "i.", "No.", "end.", "stop!", "前。後", "- b", "|", "\n", "x" * 90]
+)
+_BODIES = st.tuples(
+    st.sampled_from(["paragraph", "paragraph", "list", "code"]),
+    st.lists(_WORDS, min_size=1, max_size=60),
+    st.booleans(),
+)
+
+
+@given(st.lists(_BODIES, min_size=1, max_size=8), st.sampled_from([3, 8, 20, 40]))
+def test_a_block_that_is_packed_whole_makes_the_passages_of_its_sentences(
+    bodies: list[tuple[BlockKind, list[str], bool]], words: int
+) -> None:
+    text, blocks, page = "", [], 1
+    for kind, parts, turns_page in bodies:
+        body = " ".join(parts)
+        page += turns_page
+        blocks.append(Block(kind, len(text), len(text) + len(body), page=page))
+        text += body + "\n\n"
+    document = Document("pdf", text, "", tuple(block for block in blocks if text[block.start : block.end].strip()))
+    whole = list(cut_document(document, words=words))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passages, "_units", passages._parts)
+        assert list(cut_document(document, words=words)) == whole

@@ -196,3 +196,28 @@ def test_without_an_encoder_search_is_lexical(workspace: Workspace) -> None:
 def test_an_empty_index_finds_nothing(workspace: Workspace) -> None:
     hits = HybridRetriever(workspace, LexicalIndex(workspace), DenseIndex(workspace, HashEncoder())).search(["x"], 5)
     assert list(hits.ids[0]) == [-1] * 5
+
+
+def test_words_follow_passages_within_a_transaction(workspace: Workspace) -> None:
+    _fill(workspace, ["crane one", "crane two"])
+    insert = "INSERT INTO chunks (document_id, kind, start, end, heading, text) VALUES (1, 'rows', 0, 1, '', ?)"
+    with workspace.acquire():
+        with workspace.transaction() as connection:
+            connection.executemany(insert, [("crane three",), ("crane four",)])
+            connection.execute(
+                "DELETE FROM chunks WHERE text IN ('crane two', 'crane four')"
+            )  # the last had no words yet
+            connection.execute("UPDATE counters SET value = value + 1")
+        assert workspace.check_integrity() == []
+        with workspace.transaction() as connection:
+            connection.execute("DELETE FROM chunks WHERE text = 'crane three'")  # its number is given to the next
+            connection.execute(insert, ("crane five",))
+            connection.execute("UPDATE counters SET value = value + 1")
+    assert workspace.check_integrity() == []
+    found = LexicalIndex(workspace).search(["crane"], 9).ids[0]
+    with workspace.reading() as connection:
+        texts = {row[0] for row in connection.execute("SELECT text FROM chunks")}
+        assert texts == {"crane one", "crane five"}
+        assert {row[0] for row in connection.execute("SELECT id FROM chunks")} == {
+            int(hit) for hit in found if hit >= 0
+        }

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from windlass.retrieval import sentences
 from windlass.retrieval.sentences import sentence_spans
 
 _PIECES = st.sampled_from(
@@ -71,3 +72,15 @@ def test_text_without_stops_is_cut_at_its_semicolons() -> None:
     found = [text[a:b] for a, b in sentence_spans(text)]
     assert len(found) > 1
     assert max(len(piece) for piece in found) < 700
+
+
+@given(
+    st.lists(_PIECES | st.sampled_from("The berth closed. |Inspection. |iv. |x. |Überall. ".split("|")), max_size=25)
+)
+def test_short_cuts_change_nothing(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    short = sentence_spans(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentences, "_is_plain", lambda *_: False)
+        patch.setattr(sentences, "_marked_lines", lambda lines: [True] * len(lines))
+        assert sentence_spans(text) == short

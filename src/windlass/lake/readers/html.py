@@ -101,13 +101,15 @@ class _Walk:
                 continue
             if wanted:
                 self._leave(node)
-            while depth and node.next is None:
+            following = node.next if depth else None
+            while depth and following is None:
                 node, depth = node.parent, depth - 1
                 self._leave(node)
-            if not depth:
+                following = node.next if depth else None
+            if following is None:
                 self._flush()
                 return
-            node = node.next
+            node = following
 
     def _enter(self, node: Any) -> bool:
         """Look at a node on the way down; true when its children are wanted."""
@@ -214,5 +216,8 @@ def _hidden(node: Any) -> bool:
 
 def _collapsed(words: list[str]) -> str:
     """White space as a browser shows it: runs are one space, only `<br>` breaks a line."""
-    lines = (" ".join(line.split()) for line in "".join(words).split(_BREAK))
+    joined = "".join(words)
+    if _BREAK not in joined:
+        return " ".join(joined.split())
+    lines = (" ".join(line.split()) for line in joined.split(_BREAK))
     return "\n".join(line for line in lines if line)
