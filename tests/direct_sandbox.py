@@ -18,7 +18,7 @@ class DirectSandbox:
         module, _, name = target.partition(":")
         self._function = getattr(importlib.import_module(module), name)
 
-    def start(self) -> None:
+    def start(self, workers: int) -> None:
         pass
 
     def map(self, items: Iterable[tuple[Any, ...]], *, progress: Progress | None = None) -> Iterator[tuple[int, Any]]:

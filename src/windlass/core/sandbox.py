@@ -55,9 +55,9 @@ class Sandbox:
         # Not only for tidiness: a sandbox that was forgotten must not hold processes until the parent ends.
         self._finalizer = weakref.finalize(self, _Crew.dismiss, self._crew)
 
-    def start(self) -> None:
-        """Start the workers now, while the caller does something else; if they cannot start, the first call tells."""
-        self._crew.start(self.workers)
+    def start(self, workers: int) -> None:
+        """Start some of the workers now, while the caller does something else; if one cannot, the first call tells."""
+        self._crew.start(min(workers, self.workers))
 
     def call(self, args: tuple[Any, ...]) -> Any:
         """The result of `target(*args)`.

@@ -54,7 +54,7 @@ class _Waiting:
 
 
 def reading_sandbox(workspace: Workspace, settings: Settings) -> Sandbox:
-    """Where files are read. For a folder that was never scanned its processes start at once, beside the scan."""
+    """Where files are read. For a folder that was never scanned two processes start at once, beside the scan."""
     limits = Limits(
         seconds=settings.limits.reader_seconds,
         memory_bytes=settings.limits.reader_memory_mb << 20,
@@ -63,7 +63,7 @@ def reading_sandbox(workspace: Workspace, settings: Settings) -> Sandbox:
     sandbox = Sandbox(TARGET, limits=limits)
     with workspace.reading() as connection:
         if connection.execute("SELECT 1 FROM files LIMIT 1").fetchone() is None:
-            sandbox.start()
+            sandbox.start(2)
     return sandbox
 
 
