@@ -19,9 +19,10 @@ from windlass.app.http.file_store import FileStore
 from windlass.app.http.generation import Generation, GenerationQueue
 from windlass.app.http.limits import Limits
 from windlass.app.http.metrics import Metrics
-from windlass.app.http.replies import ApiError, QueueFull
+from windlass.app.http.replies import ApiError
 from windlass.app.http.tenants import LOCAL, Tenant
 from windlass.app.progress_state import PageProgress
+from windlass.core.errors import QueueFull
 
 if TYPE_CHECKING:
     from fastapi import Request
