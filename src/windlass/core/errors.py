@@ -86,6 +86,10 @@ class Busy(WindlassError):
     http_status = 429
 
 
+class PoolExhausted(Busy):
+    """The memory for keys and values has no free page left; something must be finished or dropped first."""
+
+
 class Cancelled(WindlassError):
     """The person or the caller stopped the work. What was finished stays finished."""
 
