@@ -80,6 +80,14 @@ class ModelError(WindlassError):
     """A model is missing, damaged, or of a kind that is not supported."""
 
 
+class UnsupportedArchitecture(ModelError):
+    """The model's file is sound, but windlass has no code for this kind of model."""
+
+
+class ContextLengthError(UsageError):
+    """The prompt, or prompt and answer, are longer than the model's context."""
+
+
 class Busy(WindlassError):
     """The queue is full; the caller should come back later."""
 
