@@ -20,7 +20,7 @@ from windlass.kernels import cpu_gemm
 from windlass.kernels.cpu_attention import CHUNK
 from windlass.models import cpu_step
 from windlass.models.block_formats import BY_NAME, Floats
-from windlass.models.config import packing_obstacle, require_runnable
+from windlass.models.config import packing_obstacle
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
 from windlass.models.token_batch import TokenBatch, Wanted
@@ -51,7 +51,6 @@ class CpuEngine:
 
     def __init__(self, source: WeightSource, *, threads: int | None = None) -> None:
         self.config = source.config
-        require_runnable(self.config, str(source.path))
         reason = packing_obstacle(self.config)
         if reason is not None:
             raise ModelError(f"{source.path}: the compiled engine cannot run this model: {reason}")
