@@ -61,6 +61,64 @@ def group_values(hashes: Any, wanted: Any) -> Any:
 
 
 @compiled
+def count_members(rows: Any, others: Any) -> Any:
+    """(distinct, found): how many different values `rows` (uint64[n]) has, and how many of them `others` has too."""
+    size = 16
+    while size < 2 * rows.size:
+        size *= 2
+    slots = np.full(size, np.int32(-1), np.int32)
+    mask = np.int64(size - 1)
+    distinct = 0
+    for row in range(rows.size):
+        slot = np.int64(rows[row] & np.uint64(mask))
+        while slots[slot] >= 0 and rows[slots[slot]] != rows[row]:
+            slot = (slot + 1) & mask
+        if slots[slot] < 0:
+            slots[slot] = row
+            distinct += 1
+    seen = np.zeros(rows.size, np.bool_)
+    found = 0
+    for row in range(others.size):
+        slot = np.int64(others[row] & np.uint64(mask))
+        while slots[slot] >= 0 and rows[slots[slot]] != others[row]:
+            slot = (slot + 1) & mask
+        if slots[slot] >= 0 and not seen[slots[slot]]:
+            seen[slots[slot]] = True
+            found += 1
+            if found == distinct:
+                break
+    return distinct, found
+
+
+@compiled
+def bottoms_fit(bottoms: Any, offsets: Any, children: Any, parents: Any, out: Any) -> None:
+    """Whether each child column's values may all be in the parent column, by their smallest hashes.
+
+    Args:
+        bottoms: uint64[total], `bottom_hashes` of all columns.
+        offsets: int64[columns + 1].
+        children, parents: int64[pairs], column numbers.
+        out: bool[pairs], written; False is certain.
+    """
+    for pair in range(children.size):
+        i, i_end = offsets[children[pair]], offsets[children[pair] + 1]
+        j, j_end = offsets[parents[pair]], offsets[parents[pair] + 1]
+        whole = j_end - j < BOTTOM
+        fits = True
+        while i < i_end:
+            while j < j_end and bottoms[j] < bottoms[i]:
+                j += 1
+            if j == j_end:
+                fits = not whole
+                break
+            if bottoms[j] != bottoms[i]:
+                fits = False
+                break
+            i += 1
+        out[pair] = fits
+
+
+@compiled
 def rows_are_unique(cells: Any, columns: Any, slots: Any) -> Any:
     """Whether no two rows agree in all of some columns; stops at the first two that do.
 

@@ -54,6 +54,7 @@ class ColumnProfile:
         rows: Cells, nulls included.
         exact: Whether `column.distinct` was counted and not estimated.
         numbers: How many cells are numbers; `mean` and `spread` (sum of squared deviations) are over them.
+        low, high: Least and greatest number, exactly; nan when there is none.
         quantiles: Sketch of the numbers, see `kernels.sketches`.
         lengths: Shortest, mean and longest cell in bytes, nulls left out.
         top: The most frequent values with their counts.
@@ -69,6 +70,8 @@ class ColumnProfile:
     numbers: int
     mean: float
     spread: float
+    low: float
+    high: float
     quantiles: tuple[NDArray[np.float64], NDArray[np.int64]]
     lengths: tuple[int, float, int]
     top: tuple[tuple[str, int], ...]
@@ -188,6 +191,8 @@ def merge_columns(a: ColumnProfile, b: ColumnProfile) -> ColumnProfile:
         numbers,
         mean,
         spread,
+        float(np.fmin(a.low, b.low)),
+        float(np.fmax(a.high, b.high)),
         sketches.merge_quantiles(a.quantiles, b.quantiles),
         (
             min((low for low, _, _ in lengths), default=0),
@@ -231,6 +236,8 @@ def _profile_column(table: HashedTable, place: int) -> ColumnProfile:
         moments[0],
         moments[1],
         moments[2],
+        float(numbers.min()) if numbers.size else math.nan,
+        float(numbers.max()) if numbers.size else math.nan,
         sketches.quantile_sketch(numbers),
         (int(lengths.min()), float(lengths.mean()), int(lengths.max())) if lengths.size else (0, 0.0, 0),
         tuple(top),
