@@ -256,11 +256,18 @@ class Sim:
                 time, _, send, what = heap[0]
                 if time > limit or events >= last:
                     return
-                self.now = time
                 if send is None:
                     pop(heap)
-                    events += self._act(what)
+                    if what.__class__ is Timer and what.cancelled:
+                        continue  # and no time passes for it
+                    self.now = time
+                    events += 1
+                    if what.__class__ is Timer:
+                        what._fire()
+                    else:
+                        self._resume(*what)
                     continue
+                self.now = time
                 events += 1
                 try:
                     yielded = send(None)
@@ -276,15 +283,6 @@ class Sim:
                     self._wait(what, yielded)
         finally:
             self._events = events
-
-    def _act(self, what: Any) -> int:
-        if what.__class__ is Timer:
-            if what.cancelled:
-                return 0
-            what._fire()
-        else:
-            self._resume(*what)
-        return 1
 
     def _resume(self, process: Process, value: Any, error: BaseException | None) -> None:
         if process.done:
