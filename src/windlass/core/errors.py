@@ -88,6 +88,10 @@ class TensorValueInSimulation(SimulationError):
     """A policy looked at the values of an array where there are only shapes: a mistake in the policy."""
 
 
+class UnsupportedArchitecture(ModelError):
+    """The model's file is sound, but windlass has no code for this kind of model."""
+
+
 class Busy(WindlassError):
     """The queue is full; the caller should come back later."""
 
