@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+from windlass.app.http.completion import Completion, Piece
 from windlass.app.http.metrics import Metrics
 from windlass.app.http.replies import ApiError
 from windlass.app.http.tenants import LOCAL
@@ -195,3 +196,23 @@ class GenerationQueue:
         self._metrics.end_to_end.labels(tenant).observe(time.monotonic() - generation.submitted)
         with self._lock:
             self._open.discard(generation)
+
+
+class QueueCall:
+    """A completion that is made in the queue; see `Call`."""
+
+    def __init__(self, generation: Generation[Completion]) -> None:
+        self._generation = generation
+
+    def cancel(self) -> None:
+        self._generation.cancel()
+
+    def when_done(self, tell: Callable[[], object]) -> None:
+        self._generation.when_done(tell)
+
+    async def pieces(self, silence: float) -> AsyncIterator[Piece | None]:
+        async for text in self._generation.pieces(silence):
+            yield Piece(0, text) if text else None
+
+    async def result(self) -> Completion:
+        return await self._generation.result()

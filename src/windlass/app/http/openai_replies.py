@@ -125,9 +125,7 @@ def _delta(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
 
-def _text(
-    index: int, text: str, finish: str | None = None, logprobs: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def _text(index: int, text: str, finish: str | None = None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
@@ -138,7 +136,9 @@ def _chat_logprobs(tokens: tuple[TokenChance, ...] | None) -> dict[str, Any] | N
     def spelled(token: TokenChance) -> dict[str, Any]:
         return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
 
-    return {"content": [{**spelled(token), "top_logprobs": [spelled(other) for other in token.top]} for token in tokens]}
+    return {
+        "content": [{**spelled(token), "top_logprobs": [spelled(other) for other in token.top]} for token in tokens]
+    }
 
 
 def _text_logprobs(tokens: tuple[TokenChance, ...] | None, offset: int) -> dict[str, Any] | None:
