@@ -80,6 +80,18 @@ class ModelError(WindlassError):
     """A model is missing, damaged, or of a kind that is not supported."""
 
 
+class SimulationError(WindlassError):
+    """A scenario cannot be simulated: it deadlocks, a device or a path is missing, something does not fit."""
+
+
+class TensorValueInSimulation(SimulationError):
+    """A policy looked at the values of an array where there are only shapes: a mistake in the policy."""
+
+
+class UnsupportedArchitecture(ModelError):
+    """The model's file is sound, but windlass has no code for this kind of model."""
+
+
 class Busy(WindlassError):
     """The queue is full; the caller should come back later."""
 
