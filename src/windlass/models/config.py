@@ -86,6 +86,8 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     sliding_from: int = 0
+    output_bias: bool = False
+    mlp_bias: bool = False
 
     def check(self, where: str) -> ModelConfig:
         """Return self when the sizes make sense together; raise `ModelError` naming `where` and the field if
@@ -198,6 +200,8 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
         bos_id=read.get("bos_token_id", int, None),
         eos_ids=eos_ids,
         sliding_from=window_from,
+        output_bias=read.get("attention_bias", bool, False),
+        mlp_bias=read.get("mlp_bias", bool, False),
     ).check(where)
 
 
@@ -258,7 +262,7 @@ def _hf_experts(read: _Reader, arch: str, layers: int) -> MoEConfig | None:
     if step < 1 or not all(isinstance(layer, int) for layer in listed):
         raise ModelError(f"{read.where}: decoder_sparse_step {step} and mlp_only_layers {listed} make no sense")
     return MoEConfig(
-        read.get("num_experts", int),
+        read.get("num_experts", int, None) or read.get("num_local_experts", int),
         read.get("num_experts_per_tok", int),
         read.get("moe_intermediate_size", int),
         read.get("shared_expert_intermediate_size", int, 0) if arch == "qwen2_moe" else 0,
@@ -310,6 +314,8 @@ def config_from_gguf(
         max_position=read.get("context_length", int),
         bos_id=_Reader(metadata, where).get("tokenizer.ggml.bos_token_id", int, None),
         eos_ids=_gguf_eos(metadata, where),
+        output_bias="blk.0.attn_output.bias" in tensor_shapes,
+        mlp_bias="blk.0.ffn_up.bias" in tensor_shapes,
     ).check(where)
 
 
