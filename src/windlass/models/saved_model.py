@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -95,11 +94,6 @@ def save_model(
             old.unlink()
 
 
-def copy_of(folder: Path, target: Path) -> None:
-    """Copy a saved model to another place."""
-    shutil.copytree(folder, target)
-
-
 class SavedSource:
     """A saved model folder as a `WeightSource`.
 
@@ -169,7 +163,9 @@ class SavedSource:
             return split_blocks(self.raw(name), how["format"], shape) if len(shape) == 2 else None  # type: ignore[arg-type]
         parts = {part: self._array(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in self._entries}
         codes = _unpack(parts["codes"], shape, how["low"])
-        zeros = parts.get("zeros")
+        zeros, perm = parts.get("zeros"), parts.get("perm")
+        if perm is not None and not np.array_equal(np.sort(perm), np.arange(shape[1])):
+            raise ModelError(f"{self.path}: tensor {name} has an order of channels that names one twice or not at all")
         return QuantTensor(
             how["format"],
             (shape[0], shape[1]),
@@ -177,7 +173,7 @@ class SavedSource:
             parts["scales"].astype(np.float32),
             None if zeros is None else zeros.astype(np.float32),
             how["group"],
-            parts.get("perm"),
+            perm,
         )
 
     def raw(self, name: str) -> Bytes:
@@ -272,7 +268,9 @@ def _config(manifest: Mapping[str, Any], folder: Path) -> ModelConfig:
             values["moe"] = MoEConfig(**{**moe, "dense_layers": tuple(moe["dense_layers"])})
         values["eos_ids"] = tuple(values["eos_ids"])
         config = ModelConfig(**values)
-        wrong = [field.name for field in fields(config) if field.type == "int" and not isinstance(values[field.name], int)]
+        wrong = [
+            field.name for field in fields(config) if field.type == "int" and not isinstance(values[field.name], int)
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / MANIFEST} describes no decoder: {error}") from error
     if wrong:

@@ -319,6 +319,22 @@ class TorchModel:
         return made
 
 
+def load_torch_model(source: WeightSource, device: str, dtype: str) -> TorchModel:
+    """The weights of `source` on `device`, computed in `dtype`, ready to generate.
+
+    Raises:
+        UsageError: torch has no such device or number type.
+    """
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(kinds)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"torch cannot compute on {device!r}: {str(error).splitlines()[0]}") from error
+    return TorchModel(DecoderLM.from_source(source, device=device, dtype=kinds[dtype]))
+
+
 def _read(source: WeightSource, name: str) -> Floats:
     values = source.tensor(name)
     if not np.isfinite(values.sum(dtype=np.float64)):

@@ -1,0 +1,1 @@
+"""Benchmarks of models: how fast they run and how good they stay."""
