@@ -17,6 +17,7 @@ KNOWN = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "olmoe", "qwen2_moe", 
 LARGEST_COUNT = 1 << 24
 """No dimension of a decoder is larger; a header that claims more is damaged or hostile."""
 
+LARGEST_DEPTH = 1 << 14
 GGUF_ARCHITECTURES = {
     "llama": "llama",
     "qwen2": "qwen2",
@@ -98,6 +99,8 @@ class ModelConfig:
             is_count = field.type == "int" and field.name != "sliding_from"
             if is_count and not 0 < value <= LARGEST_COUNT:
                 raise ModelError(f"{where}: {field.name} is {value}, expected 1 to {LARGEST_COUNT}")
+        if self.n_layers > LARGEST_DEPTH:
+            raise ModelError(f"{where}: n_layers is {self.n_layers}, expected 1 to {LARGEST_DEPTH}")
         if self.n_heads % self.n_kv_heads:
             raise ModelError(f"{where}: {self.n_heads} heads cannot share {self.n_kv_heads} key heads evenly")
         if self.head_dim % 2:
@@ -267,7 +270,7 @@ def _hf_experts(read: _Reader, arch: str, layers: int) -> MoEConfig | None:
         read.get("moe_intermediate_size", int),
         read.get("shared_expert_intermediate_size", int, 0) if arch == "qwen2_moe" else 0,
         read.get("norm_topk_prob", bool, False),
-        tuple(layer for layer in range(min(layers, LARGEST_COUNT)) if layer in listed or (layer + 1) % step),
+        tuple(layer for layer in range(min(layers, LARGEST_DEPTH)) if layer in listed or (layer + 1) % step),
     )
 
 

@@ -38,7 +38,7 @@ QUICK_FORMATS = ("q8_0", "q4_k", "q4_0")
 FALLBACK = {"q6_k": "q8_0", "q5_k": "q5_1", "q4_k": "q5_0"}
 """For rows that do not fill blocks of 256, as converters do it."""
 WINDOW = 512
-TOKENS, QUICK_TOKENS = 2049, 257
+TOKENS, QUICK_TOKENS = 1025, 257
 
 
 @dataclass(frozen=True)
