@@ -13,7 +13,7 @@ import pytest
 
 from windlass.app import cli
 
-COMMANDS = ("up", "ask", "search", "serve", "keys", "eval", "models", "systems", "bench", "doctor")
+COMMANDS = ("up", "ask", "search", "serve", "keys", "eval", "generate", "models", "systems", "bench", "doctor")
 
 
 class Result(NamedTuple):
