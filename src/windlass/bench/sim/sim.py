@@ -24,6 +24,7 @@ from windlass.sim.cost import CostModel
 from windlass.sim.engine import Sim, Steps
 from windlass.sim.executor import SimExecutor
 from windlass.sim.hardware import HardwareSpec, hardware
+from windlass.sim.scenarios import LayerShapes, TensorParallelPrefill
 from windlass.sim.trace import RequestTrace, TracedRequest
 
 _DEVICES = (("H100", "h100"), ("A100", "a100"), ("A40", "a40"))
@@ -32,11 +33,17 @@ _SHAPES = (
     ("H100, 8 on one machine", "h100_dgx_all_reduce", 8, 8, 0.08),
     ("A100, 16 on two machines", "a100_dgx_all_reduce", 16, 8, 0.15),
 )
+_MODELS = {
+    "Llama-3.3-70B-Instruct": LayerShapes(80, 8192, 64, 8, 128, 28672, 128256),
+    "Qwen2.5-72B-Instruct": LayerShapes(80, 8192, 64, 8, 128, 29568, 152064),
+}
 
 
 def run(context: BenchContext) -> BenchReport:
     metrics = [_events(context)]
     metrics += _prices(context) if tables.folder() is not None else _local_prices(context)
+    if tables.folder() is not None and not context.quick:
+        metrics += _prefills()
     metrics += _large_run(context)
     return context.report(
         mode="simulated",
@@ -124,6 +131,29 @@ def _prices(context: BenchContext) -> list[Metric]:
                 note=f"mean relative error over {len(measured)} rows",
             )
         )
+    return metrics
+
+
+def _prefills() -> list[Metric]:
+    """Whole prefills of models that had no part in any fit, measured by other people on eight H100."""
+    folder = tables.folder()
+    assert folder is not None
+    executor = SimExecutor(ClusterSpec.parse("1x8xH100-IB"))
+    metrics = []
+    for name, shapes in _MODELS.items():
+        whole, computed = [], []
+        for tokens, seconds, without in tables.prefill_times(folder.parent / "tokenweave" / "figure_11a.csv")[name]:
+            report = executor.run(TensorParallelPrefill(shapes, tokens))
+            talking = sum(span.end - span.begin for span in report.spans if span.rank == 0 and span.stream == "comm")
+            whole.append(abs(report.seconds / seconds - 1))
+            computed.append(abs((report.seconds - talking) / without - 1))
+        note = f"against TokenWeave's table, {len(whole)} lengths from 1,024 to 65,536 tokens"
+        metrics += [
+            metric(
+                f"error, prefill of {name} on 8 H100", "", float(np.mean(whole)), better="lower", most=0.10, note=note
+            ),
+            metric("error, the same without communication", "", float(np.mean(computed)), better="lower", note=note),
+        ]
     return metrics
 
 

@@ -65,9 +65,13 @@ def passes(path: Path) -> list[Row]:
 
 
 def collective(path: Path, operation: str, ranks: int, per_node: int) -> list[tuple[float, float]]:
-    """(payload in bytes, seconds) of one shape; the tables count payloads in fp16 numbers."""
+    """(payload in bytes, seconds) of one shape.
+
+    The column `size` has no unit. It must be bytes: read as 16-bit numbers, a message between two A100 would travel at
+    577 GB/s, over links of 300; as bytes, at 288.
+    """
     return [
-        (_HALF * int(line["size"]), _seconds(line, operation))
+        (int(line["size"]), _seconds(line, operation))
         for line in _lines(path)
         if int(line["num_workers"]) == ranks and int(line["devices_per_node"]) == per_node
     ]
@@ -80,3 +84,13 @@ def _lines(path: Path) -> Iterator[dict[str, str]]:
 
 def _seconds(line: dict[str, str], name: str) -> float:
     return float(line[f"time_stats.{name}.median"]) / 1e3
+
+
+def prefill_times(path: Path) -> dict[str, list[tuple[int, float, float]]]:
+    """Model -> (tokens, seconds, seconds without communication) of TokenWeave's prefills on eight H100."""
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            times = (int(line["prompt_len"]), float(line["baseline_multimem"]) / 1e3, float(line["no_ar"]) / 1e3)
+            found.setdefault(line["model"], []).append(times)
+    return found
