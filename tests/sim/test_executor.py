@@ -54,6 +54,15 @@ def run(function, cluster=PAIR, request=None, **options):
     return SimExecutor(cluster, **options).run(Plan(function), request)
 
 
+def yields(*steps):
+    """A program that only yields."""
+
+    def program(state, request):
+        yield from steps
+
+    return program
+
+
 def product(stream="main", units=None):
     cost = WORK if units is None else OpCost(WORK.flops, WORK.bytes, "fp32", "gemm", WORK.shape, units)
     return Compute("product", None, (), cost, stream)
@@ -201,7 +210,7 @@ def test_values_are_out_of_reach_and_observed_ones_are_drawn():
     first, again, other = run(observes), run(observes), run(observes, seed=9)
     assert first.results == again.results != other.results
     with pytest.raises(UsageError, match="a policy yielded 7"):
-        run(lambda state, request: iter([7]))
+        run(yields(7))
 
 
 def test_moves_take_the_slower_memory():
@@ -212,7 +221,7 @@ def test_moves_take_the_slower_memory():
     disk = LAPTOP.tiers[1]
     assert report.seconds == pytest.approx(disk.latency + 10**9 / disk.read_bw)
     with pytest.raises(UsageError, match="no memory tier 'hbm'"):
-        run(lambda state, request: iter([Move(Shape((1,), "int8"), "hbm")]))
+        run(yields(Move(Shape((1,), "int8"), "hbm")))
 
 
 def test_the_same_seed_leaves_the_same_trace(tmp_path):
@@ -371,6 +380,6 @@ def test_quantiles_are_numpys_and_busy_time_is_a_union():
     values = sorted(np.random.default_rng(0).random(37).tolist())
     for q in (0.0, 0.5, 0.95, 0.99, 1.0):
         assert quantile(values, q) == pytest.approx(np.quantile(values, q))
-    report = run(lambda state, request: iter([product("a"), product("b")]), ClusterSpec.single(LAPTOP))
+    report = run(yields(product("a"), product("b")), ClusterSpec.single(LAPTOP))
     assert busy_seconds(report.spans) == pytest.approx(report.seconds)
     assert not math.isnan(report.seconds)

@@ -232,6 +232,53 @@ class ObjectStore:
             return False
 
 
+class LineLog:
+    """A file that grows by whole lines, each of them durable when `add` returns.
+
+    A crash can leave a line that was not acknowledged, whole or cut; a cut one is taken off when the log is opened.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "answers.jsonl"
+        >>> with LineLog(path) as log:
+        ...     log.add(b"{}")
+        >>> path.read_bytes()
+        b'{}\\n'
+    """
+
+    def __init__(self, path: Path, *, disk: Disk = LOCAL_DISK) -> None:
+        self._path, self._disk = path, disk
+        with writing(path):
+            is_new = not path.exists()
+            self._file = open(path, "ab+", buffering=0)
+            _cut_torn_line(self._file)
+            disk.fsync(self._file)
+            if is_new:
+                disk.fsync_folder(path.parent)
+
+    def add(self, line: bytes) -> None:
+        """Append one line, given without its end.
+
+        Raises:
+            StorageError: It is not known to be durable; nothing more should be added.
+        """
+        with writing(self._path):
+            data = line + b"\n"
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._disk.fsync(self._file)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> LineLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def remove_leftovers(folder: Path, *, disk: Disk = LOCAL_DISK) -> int:
     """Delete temporary files of writers that died; returns how many.
 
@@ -248,6 +295,18 @@ def remove_leftovers(folder: Path, *, disk: Disk = LOCAL_DISK) -> int:
 def free_bytes(folder: Path) -> int:
     """Bytes a normal user may still write to the disk that holds `folder`."""
     return shutil.disk_usage(folder).free
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65_536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        end = start + newline + 1
+        if newline >= 0:
+            break
+    file.truncate(end)
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -275,6 +275,37 @@ def max_lanes(typing: Any, value: Any) -> Any:
     return types.float32(Floats), codegen
 
 
+def _picked(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(picks)), picks))
+
+
+def _four_sums(builder: Any, vectors: list[Any]) -> Any:
+    """The lanes of each of four vectors added up, as one vector of four; the same tree for each."""
+    if LANES == 16:
+        halves = [list(range(at, at + 8)) for at in (0, 8)]
+        vectors = [builder.fadd(*(_picked(builder, vector, vector, half) for half in halves)) for vector in vectors]
+    a, b, c, d = vectors
+    low, high = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
+    first = builder.fadd(_picked(builder, a, b, low), _picked(builder, a, b, high))
+    second = builder.fadd(_picked(builder, c, d, low), _picked(builder, c, d, high))
+    even, odd = [0, 2, 8, 10, 4, 6, 12, 14], [1, 3, 9, 11, 5, 7, 13, 15]
+    both = builder.fadd(_picked(builder, first, second, even), _picked(builder, first, second, odd))
+    return builder.fadd(*(_picked(builder, both, both, list(range(at, at + 4))) for at in (0, 4)))
+
+
+@intrinsic
+def store_four_sums(typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Write the sums over the lanes of `a`, `b`, `c` and `d` side by side to a float32 array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums = _four_sums(builder, list(arguments[2:]))
+        pointer = _address(context, builder, signature.args[0], arguments[0], arguments[1], sums.type)
+        builder.store(sums, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, Floats, Floats, Floats, Floats), codegen
+
+
 def _exp(builder: Any, x: Any) -> Any:
     """e^x by 2^n times a polynomial on [-ln2/2, ln2/2]; relative error below 2e-7, clamped to the finite range."""
 

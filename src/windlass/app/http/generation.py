@@ -68,6 +68,10 @@ class Generation(Silent, Generic[T]):
     def done(self) -> bool:
         return self._future.done()
 
+    def when_done(self, tell: Callable[[], object]) -> None:
+        """Call `tell` once it is over, in whatever way and thread; at once when it is over already."""
+        self._future.add_done_callback(lambda _: tell())
+
     async def pieces(self, silence: float) -> AsyncIterator[str]:
         """The text so far, then more as it comes; an empty string after every `silence` seconds without any."""
         while True:

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible routes: models, chat completions, embeddings.
+"""The OpenAI-compatible routes: models, chat completions, embeddings; and an end for a running request.
 
 Two models chat: the plain language model under its own name, and `windlass`, which answers the last user message
 from the folder and says in the extension field `windlass` where the answer stands.
@@ -19,9 +19,10 @@ from fastapi.responses import JSONResponse
 
 from windlass.app.http.event_stream import DONE, PING, EventStream, event, until_disconnect
 from windlass.app.http.generation import Generation
-from windlass.app.http.openai_schema import ChatRequest, EmbeddingRequest
+from windlass.app.http.openai_schema import ChatRequest, EmbeddingRequest, conversation
 from windlass.app.http.replies import ApiError, plain
-from windlass.app.http.services import FOLDER_MODEL, Services, services_of
+from windlass.app.http.services import CHARGED, FOLDER_MODEL, Services, caller_of, services_of
+from windlass.app.http.tenants import Tenant
 from windlass.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,25 +57,25 @@ class _Completion:
 @router.get("/models")
 async def list_models(request: Request) -> JSONResponse:
     """Every model that can be asked for."""
-    return JSONResponse({"object": "list", "data": await _models(services_of(request))})
+    return JSONResponse({"object": "list", "data": await _models(services_of(request), caller_of(request).tenant)})
 
 
 @router.get("/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> JSONResponse:
     """One model."""
-    for model in await _models(services_of(request)):
+    for model in await _models(services_of(request), caller_of(request).tenant):
         if model["id"] == model_id:
             return JSONResponse(model)
-    raise _no_such_model(model_id)
+    raise no_such_model(model_id)
 
 
 @router.post("/chat/completions")
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """An answer, whole or as a stream of events."""
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
     body.check()
-    work = await _work(services, body)
-    generation = services.queue.submit(work)
+    work = await _work(services, caller.tenant, body)
+    generation = services.submit(caller, work)
     reply = _Reply("chatcmpl-" + uuid.uuid4().hex, int(time.time()), body.model)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -84,14 +85,23 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     return JSONResponse(reply.whole(completion))
 
 
+@router.delete("/requests/{request_id}")
+async def cancel_request(request: Request, request_id: str) -> JSONResponse:
+    """Stop a running or waiting request by the id that its answer's `x-request-id` header carries."""
+    if not services_of(request).cancel(caller_of(request).tenant, request_id):
+        raise ApiError(404, f"no request {request_id[:80]!r} is running", code="request_not_found")
+    return JSONResponse({"id": request_id, "object": "request", "cancelled": True})
+
+
 @router.post("/embeddings")
 async def embeddings(request: Request, body: EmbeddingRequest) -> JSONResponse:
     """One vector for each input, in order."""
-    services = services_of(request)
-    if body.model != services.encoder_id:
-        raise _no_such_model(body.model)
+    services, tenant = services_of(request), caller_of(request).tenant
+    if body.model != services.encoder_id or not tenant.may_use(body.model):
+        raise no_such_model(body.model)
     texts = body.texts()
     vectors, tokens = await services.call(_embed, services, texts, body.dimensions)
+    services.admission.charge(tenant, tokens)
     as_text = body.encoding_format == "base64"
     data = [
         {
@@ -139,7 +149,7 @@ class _Reply:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
 
-async def _models(services: Services) -> list[dict[str, Any]]:
+async def _models(services: Services, tenant: Tenant) -> list[dict[str, Any]]:
     """Only models that would answer are listed, so the first call loads them."""
     names = [FOLDER_MODEL]
     if services.chat_model_id and await services.call(lambda: services.pipeline.model) is not None:
@@ -147,21 +157,27 @@ async def _models(services: Services) -> list[dict[str, Any]]:
     if services.encoder_id and await services.call(lambda: services.pipeline.encoder) is not None:
         names.append(services.encoder_id)
     created = int(services.started)
-    return [{"id": name, "object": "model", "created": created, "owned_by": "windlass"} for name in names]
+    shown = filter(tenant.may_use, names)
+    return [{"id": name, "object": "model", "created": created, "owned_by": "windlass"} for name in shown]
 
 
-async def _work(services: Services, body: ChatRequest) -> Callable[[Generation[_Completion]], _Completion]:
+async def _work(
+    services: Services, tenant: Tenant, body: ChatRequest
+) -> Callable[[Generation[_Completion]], _Completion]:
     """What the model's thread shall do for this request; all that can be refused is refused here."""
-    if body.model == FOLDER_MODEL:
-        return _folder_work(services, body)
-    if body.model == services.chat_model_id:
-        return await services.call(_chat_work, services, body)
-    raise _no_such_model(body.model)
+    if tenant.may_use(body.model):
+        if body.model == FOLDER_MODEL:
+            return _folder_work(services, tenant, body)
+        if body.model == services.chat_model_id:
+            return await services.call(_chat_work, services, tenant, body)
+    raise no_such_model(body.model)
 
 
-def _chat_work(services: Services, body: ChatRequest) -> Callable[[Generation[_Completion]], _Completion]:
+def _chat_work(
+    services: Services, tenant: Tenant, body: ChatRequest
+) -> Callable[[Generation[_Completion]], _Completion]:
     model = services.chat_model()
-    messages = body.conversation()
+    messages = conversation(body.messages)
     if body.windlass is not None:
         raise ApiError(400, f"windlass: only for the model {FOLDER_MODEL}", param="windlass", code="invalid_value")
     room = model.context_length
@@ -177,11 +193,14 @@ def _chat_work(services: Services, body: ChatRequest) -> Callable[[Generation[_C
 
     def work(generation: Generation[_Completion]) -> _Completion:
         pieces = []
-        for piece in model.chat(
-            messages, max_tokens=most, stop=body.stops, cancel=lambda: generation.cancelled, **options
-        ):
-            pieces.append(piece)
-            generation.emit(piece)
+        try:
+            for piece in model.chat(
+                messages, max_tokens=most, stop=body.stops, cancel=lambda: generation.cancelled, **options
+            ):
+                pieces.append(piece)
+                generation.emit(piece)
+        finally:
+            services.admission.charge(tenant, prompt + len(pieces))
         text = "".join(pieces)
         made = max(model.count(text), len(pieces))
         return _Completion(text, "length" if made >= most else "stop", prompt, min(made, most), {})
@@ -189,8 +208,10 @@ def _chat_work(services: Services, body: ChatRequest) -> Callable[[Generation[_C
     return work
 
 
-def _folder_work(services: Services, body: ChatRequest) -> Callable[[Generation[_Completion]], _Completion]:
-    questions = [message for message in body.conversation() if message["role"] == "user"]
+def _folder_work(
+    services: Services, tenant: Tenant, body: ChatRequest
+) -> Callable[[Generation[_Completion]], _Completion]:
+    questions = [message for message in conversation(body.messages) if message["role"] == "user"]
     if not questions or not questions[-1]["content"].strip():
         raise ApiError(400, "messages: a question from the user is needed", param="messages", code="invalid_value")
     question = questions[-1]["content"]
@@ -205,7 +226,8 @@ def _folder_work(services: Services, body: ChatRequest) -> Callable[[Generation[
         )
         # The draft that `on_token` hears is checked afterwards, so only the checked sentences are sent.
         generation.emit(answer.text)
-        prompt, completion = answer.usage.get("prompt_tokens", 0), answer.usage.get("completion_tokens", 0)
+        prompt, completion = (answer.usage.get(kind, 0) for kind in CHARGED)
+        services.admission.charge(tenant, prompt + completion)
         return _Completion(answer.text, "stop", prompt, completion, {"windlass": evidence(answer)})
 
     return work
@@ -274,7 +296,8 @@ def _too_long(prompt: str, wanted: int, room: int) -> ApiError:
     )
 
 
-def _no_such_model(name: str) -> ApiError:
+def no_such_model(name: str) -> ApiError:
+    """What is answered for a model that is not there, or not for this tenant."""
     return ApiError(
         404, f"no model {name[:80]!r}", hint="GET /v1/models lists them", param="model", code="model_not_found"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -117,12 +118,17 @@ class ChatRequest(_Body):
     def token_limit(self) -> int | None:
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
-    def conversation(self) -> list[dict[str, str]]:
-        """The messages as the model's chat template takes them."""
-        return [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text(place)}
-            for place, message in enumerate(self.messages)
-        ]
+
+def conversation(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as the model's chat template takes them.
+
+    Raises:
+        ApiError: One has content that is not text.
+    """
+    return [
+        {"role": "system" if message.role == "developer" else message.role, "content": message.text(place)}
+        for place, message in enumerate(messages)
+    ]
 
 
 class EmbeddingRequest(_Body):

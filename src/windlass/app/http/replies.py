@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from windlass.core.errors import Busy, ModelError, WindlassError
+from windlass.core.errors import Busy, Cancelled, ModelError, WindlassError
 
 log = logging.getLogger("windlass.http")
 
@@ -89,6 +89,8 @@ def error_of(error: WindlassError) -> tuple[int, dict[str, Any], dict[str, str]]
         return error.http_status, body, error.headers
     if isinstance(error, QueueFull):
         return 429, error_body(429, str(error)), {"retry-after": str(error.retry_after)}
+    if isinstance(error, Cancelled):
+        return 499, error_body(499, str(error), code="cancelled"), {}
     if isinstance(error, ModelError):
         return 503, error_body(503, str(error), code="model_unavailable"), {}
     return error.http_status, error_body(error.http_status, str(error)), {}

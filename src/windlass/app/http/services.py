@@ -6,16 +6,21 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from windlass.app.http.generation import GenerationQueue
+from windlass.app.http.admission import Admission
+from windlass.app.http.batches import BatchRunner, BatchStore
+from windlass.app.http.file_store import FileStore
+from windlass.app.http.generation import Generation, GenerationQueue
 from windlass.app.http.limits import Limits
 from windlass.app.http.metrics import Metrics
 from windlass.app.http.replies import ApiError, QueueFull
+from windlass.app.http.tenants import LOCAL, Tenant
 from windlass.app.progress_state import PageProgress
 
 if TYPE_CHECKING:
@@ -30,7 +35,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FOLDER_MODEL = "windlass"
+CHARGED = ("prompt_tokens", "completion_tokens")
+"""What of an answer's usage counts against its tenant's tokens a minute."""
 _OVERVIEW_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, and the request's id (empty for a page's connection)."""
+
+    tenant: Tenant
+    request_id: str
 
 
 class Services:
@@ -40,14 +55,28 @@ class Services:
         pipeline: The open pipeline; closing it stays the caller's business.
         limits: Bounds of the server.
         progress: What the indexing job tells; one that stays silent when None.
+        tenants: Who has keys; without any, everybody is `LOCAL`.
     """
 
-    def __init__(self, pipeline: Pipeline, limits: Limits, progress: PageProgress | None = None) -> None:
+    runner: BatchRunner
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        limits: Limits,
+        progress: PageProgress | None = None,
+        tenants: Sequence[Tenant] = (),
+    ) -> None:
         self.pipeline = pipeline
+        self.tenants = {tenant.name: tenant for tenant in tenants or (LOCAL,)}
+        runs = pipeline.workspace.state / "runs"
+        self.files, self.batches = FileStore(runs / "files"), BatchStore(runs / "batches")
         self.limits = limits
         self.progress = progress or PageProgress()
         self.metrics = Metrics()
+        self.admission = Admission()
         self.queue = GenerationQueue(limits.waiting, self.metrics)
+        self._generations: dict[tuple[str, str], Generation[Any]] = {}
         self.draining = False
         self.started = time.time()
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="windlass-call")
@@ -71,6 +100,27 @@ class Services:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._pending -= 1
+
+    def submit(self, caller: Caller, work: Callable[[Generation[T]], T]) -> Generation[T]:
+        """Put work in the model's queue, where `cancel` finds it by the request's id as long as it lasts.
+
+        Raises:
+            QueueFull: Too many wait already.
+            ApiError: The server is stopping.
+        """
+        generation = self.queue.submit(work)
+        place = (caller.tenant.name, caller.request_id)
+        self._generations[place] = generation
+        generation.when_done(lambda: self._generations.pop(place, None))
+        return generation
+
+    def cancel(self, tenant: Tenant, request_id: str) -> bool:
+        """Stop a running or waiting request of a tenant; False when it has none of that id."""
+        generation = self._generations.get((tenant.name, request_id))
+        if generation is None:
+            return False
+        generation.cancel()
+        return True
 
     async def overview(self) -> Overview:
         """The folder's overview, read again when the index changed or the last reading is a second old."""
@@ -130,6 +180,7 @@ class Services:
         """Cancel what still runs and end the threads."""
         self.stop_admission()
         self.queue.close()
+        self.batches.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _gauges(self) -> dict[str, float | dict[str, float]]:
@@ -148,6 +199,12 @@ def services_of(request: Request) -> Services:
     """The services of the application that a request came to."""
     services: Services = request.scope["windlass"]
     return services
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent a request."""
+    caller: Caller = request.scope["windlass_caller"]
+    return caller
 
 
 def model_id(setting: str) -> str:

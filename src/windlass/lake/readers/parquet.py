@@ -63,6 +63,25 @@ def read_arrow(source: Source) -> Document:
         raise source.broken(f"not a valid Arrow file ({_first_line(error)})") from error
 
 
+def open_batches(source: Source, kind: str, rows: int) -> tuple[Any, Iterator[Any]]:
+    """The plain schema of a `parquet` or `arrow` file with the file's own column names, and its batches."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if kind == "parquet":
+        file = pq.ParquetFile(source.file)
+        own, batches = file.schema_arrow, lambda: file.iter_batches(batch_size=rows, use_threads=False)
+    else:
+        reader = _arrow_reader(source)
+        own = reader.schema
+        if isinstance(reader, pa.ipc.RecordBatchFileReader):
+            batches = lambda: (reader.get_batch(index) for index in range(reader.num_record_batches))  # noqa: E731
+        else:
+            batches = lambda: iter(reader)  # noqa: E731
+    table = PlainTable(own, batches)
+    return pa.schema([field.with_name(name) for field, name in zip(table.schema, own.names, strict=True)]), table.batches()
+
+
 def _arrow_reader(source: Source) -> Any:
     import pyarrow as pa
 
