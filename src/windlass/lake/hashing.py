@@ -58,7 +58,7 @@ class Cells:
 
     @property
     def rows(self) -> int:
-        return self.starts.shape[1]
+        return int(self.starts.shape[1])
 
     def text(self, column: int, row: int) -> str:
         """One cell."""

@@ -128,11 +128,12 @@ def plan_retention(
         if cost < keep[child] and cost < arcs.get((parent, child), math.inf):
             arcs[parent, child] = cost
             best[parent, child] = option
-    served, total, bound = _solve(keep, arcs)
+    unit = max(keep, default=0.0) or 1.0  # the solver's tolerances are for numbers around one
+    served, total, bound = _solve([cost / unit for cost in keep], {arc: cost / unit for arc, cost in arcs.items()})
     rebuild = {names[child]: best[parent, child] for child, parent in enumerate(served) if parent != child}
     kept = tuple(name for name in names if name not in rebuild)
     gap = (total - bound) / bound if bound > 0 else 0.0
-    return RetentionPlan(kept, rebuild, sum(keep), total, max(0.0, gap) if gap > 1e-9 else 0.0)
+    return RetentionPlan(kept, rebuild, sum(keep), total * unit, gap if gap > 1e-9 else 0.0)
 
 
 def _solve(keep: Sequence[float], arcs: Mapping[tuple[int, int], float]) -> tuple[list[int], float, float]:
@@ -176,15 +177,14 @@ class _Component:
     ) -> None:
         self.members = members
         self.keep = {member: keep[member] for member in members}
-        self.servers = {
-            child: sorted(
-                [(0.0, child), *((arcs[parent, child], parent) for parent in neighbours[child] if (parent, child) in arcs)]
-            )
-            for child in members
-        }
-        self.children = {
-            parent: [child for child in neighbours[parent] if (parent, child) in arcs] for parent in members
-        }
+        self.servers: dict[int, list[tuple[float, int]]] = {member: [(0.0, member)] for member in members}
+        self.children: dict[int, list[int]] = {member: [] for member in members}
+        for member in members:
+            for other in sorted(neighbours[member]):
+                if (other, member) in arcs:
+                    self.servers[member].append((arcs[other, member], other))
+                    self.children[other].append(member)
+            self.servers[member].sort()
         self.best = set(members)
         self.cost = sum(self.keep.values())
         self.bound = 0.0
@@ -218,9 +218,7 @@ class _Component:
         floors = [floor for floor, _, _ in pending]
         self.bound = min([self.cost, *floors]) if floors else self.cost
 
-    def _ascend(
-        self, opened: frozenset[int], closed: frozenset[int]
-    ) -> tuple[float, set[int], dict[int, float]]:
+    def _ascend(self, opened: frozenset[int], closed: frozenset[int]) -> tuple[float, set[int], dict[int, float]]:
         """Dual ascent: a lower bound, and the files that it would keep."""
         slack = {i: 0.0 if i in opened else cost for i, cost in self.keep.items() if i not in closed}
         prices: dict[int, float] = {}
@@ -277,7 +275,7 @@ class _Component:
     def _local_cost(self, member: int, kept: set[int]) -> float:
         """The part of a plan's cost that changes when `member` is kept or not."""
         own = self.keep[member] if member in kept else 0.0
-        return own + self._served_cost(member, kept) + sum(self._served_cost(child, kept) for child in self.children[member])
+        return own + sum(self._served_cost(child, kept) for child in (member, *self.children[member]))
 
     def _served_cost(self, child: int, kept: set[int]) -> float:
         return next((cost for cost, server in self.servers[child] if server in kept), math.inf)
