@@ -122,11 +122,15 @@ def test_moments_are_those_of_datetime(moment: datetime, between: str) -> None:
 @settings(deadline=None)
 @given(st.dates())
 def test_a_date_is_its_midnight(day: datetime) -> None:
-    kinds, hashes, _ = kinds_and_hashes([day.isoformat(), f"{day.isoformat()} 00:00", f"{day.isoformat()}T00:00:00.000"])
+    kinds, hashes, _ = kinds_and_hashes(
+        [day.isoformat(), f"{day.isoformat()} 00:00", f"{day.isoformat()}T00:00:00.000"]
+    )
     assert kinds == [DATE, TIMESTAMP, TIMESTAMP] and len(set(hashes)) == 1
 
 
-@pytest.mark.parametrize("word", ["2023-02-29", "2024-13-01", "2024-00-10", "2024-01-01 24:00", "2024-1-1", "2024-01-01x"])
+@pytest.mark.parametrize(
+    "word", ["2023-02-29", "2024-13-01", "2024-00-10", "2024-01-01 24:00", "2024-1-1", "2024-01-01x"]
+)
 def test_what_is_no_moment_is_text(word: str) -> None:
     assert kinds_and_hashes([word])[0] == [CODE]
 

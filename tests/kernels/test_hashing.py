@@ -27,6 +27,7 @@ def buffer(data: bytes) -> np.ndarray:
     return np.frombuffer(bytearray(data), np.uint8)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=70), st.binary(max_size=9))
 def test_bytes_hash_as_in_plain_python_wherever_they_stand(data: bytes, before: bytes) -> None:
     at = len(before)
@@ -39,6 +40,7 @@ def test_every_length_has_hashes_of_its_own() -> None:
     assert len(found) == 200
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
 def test_mixing_is_as_in_plain_python(values: list[int]) -> None:
     out = np.empty(len(values), np.uint64)

@@ -11,6 +11,7 @@ import typer
 
 from windlass.app.options import AsJson, Folder
 from windlass.core.errors import UsageError
+from windlass.core.paths import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,11 +50,11 @@ def scan(folder: Folder, as_json: AsJson = False) -> None:
     print(f"{delta.total:,} files, {delta.unchanged:,} of them unchanged")
     for title in ("added", "changed", "removed"):
         for path in getattr(delta, title):
-            print(f"  {title:8} {terminal.printable(path)}")
+            print(f"  {title:8} {printable(path)}")
     for old, new in delta.renamed:
-        print(f"  renamed  {terminal.printable(old)} -> {terminal.printable(new)}")
+        print(f"  renamed  {printable(old)} -> {printable(new)}")
     for group in delta.duplicates:
-        print("  equal    " + " = ".join(map(terminal.printable, group)))
+        print("  equal    " + " = ".join(map(printable, group)))
 
 
 def profile(
@@ -116,7 +117,7 @@ def reclaim(
                 return
             print(f"{len(deleted)} files deleted, {terminal.size(sum(entry.size for entry in deleted))}")
             for path, why in kept:
-                print(f"  kept {terminal.printable(path)}: {why}")
+                print(f"  kept {printable(path)}: {why}")
             return
         plan = plan_reclaim(workspace, only=paths or (), pin=pin or (), prices=PRICES[prices], progress=progress)
         if apply:
@@ -148,9 +149,9 @@ def restore(folder: Folder, paths: Paths = None, as_json: AsJson = False) -> Non
         terminal.print_json([asdict(entry) for entry in found])
         return
     for entry in found:
-        where = "in the trash" if entry.in_trash else f"rebuilt from {terminal.printable(entry.parent)}"
+        where = "in the trash" if entry.in_trash else f"rebuilt from {printable(entry.parent)}"
         what = "restored" if paths else "reclaimed"
-        print(f"{what} {terminal.printable(entry.path)} ({terminal.size(entry.size)}, {where})")
+        print(f"{what} {printable(entry.path)} ({terminal.size(entry.size)}, {where})")
     if not found:
         print("Nothing was reclaimed.")
 
@@ -183,7 +184,7 @@ def _print_profile(file: str, found: TableProfile) -> None:
 
     keys = "; ".join(" + ".join(key) for key in found.keys) or "none of up to three columns"
     repeated = f", {found.duplicate_rows:,} of them repeated" if found.duplicate_rows else ""
-    print(f"\n{terminal.printable(file)}: {terminal.printable(found.name)}, {found.rows:,} rows{repeated}; key: {keys}")
+    print(f"\n{printable(file)}: {printable(found.name)}, {found.rows:,} rows{repeated}; key: {keys}")
     for column in found.columns:
         described = column.column
         about = f"{'' if column.exact else 'about '}{described.distinct:,} distinct"
@@ -214,9 +215,9 @@ def _print_plan(plan: ReclaimPlan, *, applied: bool) -> None:
     from windlass.app import terminal
 
     for removal in plan.removals:
-        print(f"{terminal.printable(removal.path)} ({terminal.size(removal.size)})")
+        print(f"{printable(removal.path)} ({terminal.size(removal.size)})")
         recipe = f", recipe of {terminal.size(removal.recipe_bytes)}" if removal.recipe["kind"] == "rows" else ""
-        print(f"    {terminal.printable(removal.why)}{recipe}")
+        print(f"    {printable(removal.why)}{recipe}")
     if not plan.removals:
         print("Nothing can be taken away: no copies, and no text table that another table rebuilds to the byte.")
         return
