@@ -25,8 +25,8 @@ from windlass.lake.readers.columns import describe_column
 from windlass.lake.table_files import file_cells, profile_file
 
 CELLS = st.sampled_from(
-    ["", "NA", "1", "2.5", "-3", "1e3", "007", "1,234", "1.234,5", "true", "No", "yes", "f", "2024-05-01"]
-    + ["2024-05-01 10:00", "01.02.2024", "31/12/2023", "quay", "é", "9007199254740993", " 5 "]
+    "|NA|1|2.5|-3|1e3|007|1,234|1.234,5|true|No|yes|f|2024-05-01|2024-05-01 10:00|01.02.2024|31/12/2023|quay|é"
+    "|9007199254740993| 5 ".split("|")
 )
 
 
