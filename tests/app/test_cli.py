@@ -13,7 +13,7 @@ import pytest
 
 from windlass.app import cli
 
-COMMANDS = ("up", "ask", "search", "serve", "eval", "models", "systems", "bench", "doctor")
+COMMANDS = ("up", "ask", "search", "serve", "eval", "lake", "models", "systems", "bench", "doctor")
 
 
 class Result(NamedTuple):

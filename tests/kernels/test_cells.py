@@ -25,7 +25,7 @@ def kinds_and_hashes(values: list[str]) -> tuple[list[int], list[int], list[floa
 CELL = st.text(st.sampled_from('ab1 ,;"\n\r.-é'), max_size=6)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(st.lists(CELL, min_size=1, max_size=4), max_size=8), st.sampled_from(["\n", "\r\n"]))
 def test_cells_are_split_as_by_the_csv_module(rows: list[list[str]], eol: str) -> None:
     out = io.StringIO()
@@ -63,7 +63,7 @@ NUMBERS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(NUMBERS)
 @example("0.1000000000000000055")
 @example("9007199254740993")

@@ -83,7 +83,7 @@ def test_a_projection_is_hashed_as_the_table_of_those_columns(columns: int, rows
 def test_rows_hash_equal_exactly_when_they_are_equal() -> None:
     rng = np.random.default_rng(1)
     values = rng.integers(0, 3, (4, 500)).astype(np.uint64)
-    hashes = row_hashes(values, np.arange(1, 5).astype(np.uint64), np.arange(4))
+    hashes = row_hashes(values, rng.integers(0, 2**64, 4, np.uint64), np.arange(4))
     by_hash = {int(h): tuple(values[:, row]) for row, h in enumerate(hashes)}
     assert all(by_hash[int(h)] == tuple(values[:, row]) for row, h in enumerate(hashes))
     assert len(by_hash) == len({tuple(values[:, row]) for row in range(500)})

@@ -57,7 +57,7 @@ def contains(parent: tuple[list[str], Records], child: tuple[list[str], Records]
     return rows(child) <= rows(parent)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(lakes())
 def test_all_contained_tables_are_found_and_no_other(lake: list[tuple[list[str], Records]]) -> None:
     tables = [lake_table(str(n), *table) for n, table in enumerate(lake)]
@@ -69,7 +69,7 @@ def test_all_contained_tables_are_found_and_no_other(lake: list[tuple[list[str],
         assert {(e.child, e.parent) for e in some.edges} == {pair for pair in want if fresh in pair}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(lakes())
 def test_no_profile_rules_out_a_true_pair(lake: list[tuple[list[str], Records]]) -> None:
     tables = [lake_table(str(n), *table) for n, table in enumerate(lake)]

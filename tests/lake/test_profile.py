@@ -34,7 +34,7 @@ def profile_cells(column: list[str]) -> TableProfile:
     return profile_table("t", record_cells([[cell] for cell in column], ["a"]))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(CELLS, max_size=30))
 def test_types_and_nulls_are_those_that_readers_give(column: list[str]) -> None:
     (found,) = profile_cells(column).columns
@@ -75,7 +75,7 @@ def test_counts_and_moments(column: list[str]) -> None:
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=14)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(ROWS)
 def test_keys_tell_all_rows_apart_and_nothing_smaller_does(rows: list[tuple[int, ...]]) -> None:
     found = profile_table("t", record_cells([[str(v) for v in row] for row in rows], ["a", "b", "c"]))

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 Paths = Annotated[list[str] | None, typer.Argument(help="Only these files (relative to the folder).")]
 
 
+_HELP = """Look at files and tables as a whole: copies, profiles, and what can be taken away.
+
+Example: windlass lake reclaim reports --dry-run"""
+
+
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(
-        help="Look at files and tables as a whole: copies, profiles, what can go.", no_args_is_help=True
-    )
+    group = typer.Typer(help=_HELP, no_args_is_help=True)
     for command in (scan, profile, reclaim, restore):
         group.command(command.__name__)(command)
     app.add_typer(group, name="lake")
