@@ -87,8 +87,10 @@ def contained_tables(workspace: Workspace) -> list[ContainedTable]:
     pairs = {(row[0], row[1]) for row in rows}
     found: dict[int, ContainedTable] = {}
     for row in sorted(rows, key=lambda row: (row[7], len(row[3]), row[3])):
-        child, parent, *described, size = row
-        entry = ContainedTable(child, parent, *described, (parent, child) in pairs, size)
+        child, parent, child_file, parent_file, child_name, parent_name, child_rows, parent_rows, size = row
+        mutual = (parent, child) in pairs
+        facts = (child_file, parent_file, child_name, parent_name, child_rows, parent_rows, mutual, size)
+        entry = ContainedTable(child, parent, *facts)
         first = (len(entry.parent_file), entry.parent_file) < (len(entry.child_file), entry.child_file)
         if entry.child_file != entry.parent_file and (first or not entry.mutual):
             found.setdefault(entry.child, entry)

@@ -166,7 +166,7 @@ def generated_lake(size: int, seed: int) -> list[LakeTable]:
     tables = []
     for number in range(size):
         family, member = number % families, number // families
-        draws = integers(seed, family, size=(6, 400), high=5_000)
+        draws = integers(seed, family, size=6 * 400, high=5_000).reshape(6, 400)
         if member:
             rows = permutation(seed, number, size=400)[: 50 + int(300 * rand(seed, number))]
             draws = draws[:, np.sort(rows)]
