@@ -14,10 +14,10 @@ from numba import types
 
 from windlass.kernels.byte_gemm import SHIFT
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
-from windlass.kernels.cpu_attention import soften
 from windlass.kernels.simd import (
     LANES,
     add_float,
+    exp_float,
     fma,
     load_float,
     max_float,
@@ -146,10 +146,10 @@ def attend_sequence(
                 store_float(scores, room + key + 8, f)
                 store_float(scores, 2 * room + key + 8, g)
                 store_float(scores, 3 * room + key + 8, h)
-        s0 = soften(scores, 0, 0, length)
-        s1 = soften(scores, room, 0, length)
-        s2 = soften(scores, 2 * room, 0, length)
-        s3 = soften(scores, 3 * room, 0, length)
+        s0 = _soften(scores, 0, length)
+        s1 = _soften(scores, room, length)
+        s2 = _soften(scores, 2 * room, length)
+        s3 = _soften(scores, 3 * room, length)
         if received_at >= 0:
             for query in range(count):
                 if 0 < first + query < length - 1:
@@ -157,6 +157,25 @@ def attend_sequence(
                     for key in range(1, length - 1):
                         received[received_at + key] += scores[query * room + key] * share
         _blend(qkv, q0, q1, q2, q3, length, size, values, scores, room, s0, s1, s2, s3)
+
+
+@inlined
+def _soften(scores: Any, base: int, count: int) -> float:
+    """Turn `count` scores into exp(score - max), zeros behind them; 1 / their sum."""
+    whole = (count + 15) // 16 * 16
+    for i in range(count, whole):
+        scores[base + i] = np.float32(-np.inf)
+    largest = splat(np.float32(-np.inf))
+    for i in range(0, whole, LANES):
+        largest = max_float(largest, load_float(scores, base + i))
+    top = splat(-max_lanes(largest))
+    total = zero_float()
+    for i in range(0, whole, LANES):
+        weight = exp_float(add_float(load_float(scores, base + i), top))
+        store_float(scores, base + i, weight)
+        total = add_float(total, weight)
+    inverse: float = np.float32(1) / sum_lanes(total)
+    return inverse
 
 
 @inlined
