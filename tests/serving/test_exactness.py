@@ -79,7 +79,7 @@ def disturbed_run(model: Any, pool: Any, pages: int, policy: Any, seed: int, voc
     disturber = Disturber(policy, draw)
     engine = Engine(NumbaExecutor(model, pool), disturber, KVManager(pool, pages), Clock(), config=STRICT)
     beginnings = [[draw.randrange(vocabulary) for _ in range(40)] for _ in range(2)]
-    sequences, count = [], 10
+    sequences, count = [], 8
     for number in range(count):
         prompt = draw.choice(beginnings)[: draw.randrange(0, 41)]
         prompt += [draw.randrange(vocabulary) for _ in range(draw.randrange(1, 30))]
@@ -106,7 +106,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 @pytest.mark.parametrize("name", POLICIES)
 def test_greedy_tokens_are_those_of_a_full_forward_pass(name: str, decoder: Decoder) -> None:
     steps, exempt = 0, 0
-    for seed in range(3):
+    for seed in range(2):
         pages = 12 if seed else 40
         sequences = disturbed_run(
             FloatModel(decoder), FloatPool(decoder, pages), pages, POLICIES[name](), seed, decoder.config.vocab_size
@@ -120,7 +120,7 @@ def test_greedy_tokens_are_those_of_a_full_forward_pass(name: str, decoder: Deco
             wrong = logits.argmax(axis=1) != seq.tokens[seq.prompt_length :]
             steps, exempt = steps + len(logits), exempt + int((wrong & close).sum())
             assert not (wrong & ~close).any()
-    assert steps > 200 and exempt < 0.005 * steps
+    assert steps > 100 and exempt < 0.005 * steps
 
 
 @pytest.fixture(scope="module")
