@@ -293,6 +293,17 @@ def test_faults_slow_stop_and_cut():
         run(work, faults=[Fault(ONE * 1.5, "fail_link", ("d0", "switch"))])
 
 
+def test_who_sends_over_a_cut_link_is_told():
+    def talk(state, request):
+        if state.rank == 0:
+            try:
+                yield Wait((yield Send(1, Shape((10**9,), "int8"))))
+            except Lost:
+                return "told"
+
+    assert run(talk, faults=[Fault(1.0, "fail_link", ("d0", "switch"))]).results[0] == "told"
+
+
 @dataclass
 class Table:
     id: np.ndarray
