@@ -125,3 +125,13 @@ def test_a_virtual_clock_only_goes_forward():
     clock.advance(2.0)
     clock.reach(1.0)
     assert clock.now() == 2.0
+
+
+def test_a_run_gives_up_when_too_many_gaps_are_long():
+    trace = random_trace(rate=100.0)
+    whole = simulate(trace, engine_of(PrefillFirst))
+    long = sum(gap > 0.05 for gap in whole.gaps())
+    assert long > 5
+    assert not simulate(trace, engine_of(PrefillFirst), give_up=(0.05, long)).gave_up
+    stopped = simulate(trace, engine_of(PrefillFirst), give_up=(0.05, 3))
+    assert stopped.gave_up and stopped.late > 3 and stopped.seconds < whole.seconds

@@ -300,4 +300,5 @@ def fit_steps(steps: Sequence[MeasuredStep]) -> StepFit:
     start = np.log([least / 10, least / 2, per_token, per_token * 1e-3, per_token * 1e-3, least / 100])
     found = least_squares(residuals, start)
     error = float(np.median(np.abs(predicted(found) / measured - 1.0)))
-    return StepFit(*(float(value) for value in np.exp(found)), error=error)
+    overhead, weights, token, pair, each_context, sample = np.exp(found).tolist()
+    return StepFit(overhead, weights, token, pair, each_context, sample, error)

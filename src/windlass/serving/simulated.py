@@ -104,6 +104,8 @@ class ServingRun:
         steps: How many there were.
         busy_s, seconds: Of steps, and in all.
         rejected: Requests that were refused, by the name of the reason.
+        late: Gaps longer than what `give_up` allows.
+        gave_up: Whether it stopped for them.
     """
 
     requests: list[RequestTimes]
@@ -111,6 +113,8 @@ class ServingRun:
     busy_s: float = 0.0
     seconds: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
+    late: int = 0
+    gave_up: bool = False
 
     def gaps(self) -> list[float]:
         """Seconds between tokens of an answer, of all answers."""
@@ -142,12 +146,18 @@ class ServingRun:
 
 
 def simulate(
-    trace: RequestTrace, engine_of: Callable[[VirtualClock], Engine], *, until: float = float("inf")
+    trace: RequestTrace,
+    engine_of: Callable[[VirtualClock], Engine],
+    *,
+    until: float = float("inf"),
+    give_up: tuple[float, int] | None = None,
 ) -> ServingRun:
     """Serve `trace` in virtual time; what has not ended `until` then stays without an end.
 
     Args:
         engine_of: Makes the engine around the clock it is given; its executor is a `SimBatchExecutor` on that clock.
+        give_up: (seconds, count): stop when more than so many gaps between tokens were longer, because whoever asked
+            knows enough then; `ServingRun.gave_up` says so.
 
     Raises:
         EngineBug: the engine makes no progress with work at hand.
@@ -158,8 +168,8 @@ def simulate(
     assert isinstance(executor, SimBatchExecutor)
     run = ServingRun([RequestTimes(arrival) for arrival in trace.arrival_s.tolist()])
     place = {f"r{index}": times for index, times in enumerate(run.requests)}
-    coming = 0
-    while clock.now() < until and (coming < len(trace) or engine.busy):
+    coming, (allowed, most_late) = 0, give_up if give_up is not None else (float("inf"), 0)
+    while clock.now() < until and not run.gave_up and (coming < len(trace) or engine.busy):
         if not engine.busy:
             clock.reach(run.requests[coming].arrival)
         while coming < len(trace) and run.requests[coming].arrival <= clock.now():
@@ -169,9 +179,11 @@ def simulate(
         for event in engine.step():
             times = place[event.request_id]
             if event.sampled is not None:
+                run.late += bool(times.tokens) and event.time - times.tokens[-1] > allowed
                 times.tokens.append(event.time)
             if event.finish is not None:
                 times.done = event.time
+        run.gave_up = run.late > most_late
         if clock.now() == before and engine.metrics.steps == steps and engine.busy:
             raise EngineBug(f"no progress at {before} s: {engine.snapshot()}")
     for request_id, began in executor.first_steps.items():
