@@ -54,6 +54,7 @@ class ContinuousTransformers:
         """Tokens a second, and the longest time between two tokens of a request."""
         import time
 
+        # One length for all is all it takes, so what it makes beyond a request's length does not count as made.
         made = [request.params.max_tokens for request in requests]
         options = self._transformers.GenerationConfig(
             max_new_tokens=max(made), do_sample=False, eos_token_id=-1, pad_token_id=0

@@ -1,9 +1,10 @@
 """`sarathi`: does a long prompt stall the generations that are running?
 
-Six generations run on the default model when a prompt of 2,500 tokens arrives (`--quick`: 600). The same engine and
+Six generations run on the default model when a prompt of 2,500 tokens arrives (`--quick`: 400). The same engine and
 model under four policies, by turns: prompts first, as vLLM; whole prompts beside generations, as Orca; chunks beside
 generations with a fixed budget, and with a budget in seconds. Then 16 mixed requests at once against the continuous
-batching of transformers, decoding in batches against llama.cpp, and what a scheduling decision costs.
+batching of transformers (not `--quick`), decoding in batches against llama.cpp, what a scheduling decision costs, and
+the same policies on the virtual clock (`sarathi_simulated`).
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from windlass.bench.harness import BenchContext
 from windlass.bench.report import BenchReport, Metric, metric
 from windlass.bench.serving import batching_peers
 from windlass.bench.serving.real_engine import Timeline, default_model, fresh_engine, request, run_all
+from windlass.bench.serving.sarathi_simulated import simulated_metrics
 from windlass.core.progress import check_cancelled
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.generate import LocalModel
 from windlass.serving.batch import Batch, Sampled, Scheduler, StepResult
+from windlass.serving.cost import StepFit
 from windlass.serving.kv import KVManager, PageCounts
 from windlass.serving.request import Sequence, State
 from windlass.serving.scheduler import HybridFull, PrefillFirst, QueuePolicy, StallFree
-from windlass.serving.step_time import LinearStepTime, measure
+from windlass.serving.step_time import measure
 
 BUDGET = 64
 DECODING = 6
-LONG, LONG_QUICK = 2_500, 600
+LONG, LONG_QUICK = 2_500, 400
 
 
 def run(context: BenchContext) -> BenchReport:
@@ -37,10 +40,12 @@ def run(context: BenchContext) -> BenchReport:
     long_prompt = LONG_QUICK if context.quick else LONG
     metrics = [
         *_stalls(context, decoder, step_time, long_prompt),
-        *_mixed_requests(context, model, decoder, step_time),
         *_batched_decoding(context, model, decoder),
         *_scheduling_cost(),
+        *simulated_metrics(context),
     ]
+    if not context.quick:
+        metrics += _mixed_requests(context, model, decoder)
     return context.report(
         mode="measured",
         workload=f"default model, {DECODING} generations, then a prompt of {long_prompt} tokens; policies by turns",
@@ -48,7 +53,7 @@ def run(context: BenchContext) -> BenchReport:
     )
 
 
-def _warm_up(decoder: CpuEngine) -> LinearStepTime:
+def _warm_up(decoder: CpuEngine) -> StepFit:
     """Compile and touch everything; how long steps take here."""
     engine = fresh_engine(decoder, StallFree(BUDGET))
     engine.submit(request("warm", 100, 4))
@@ -65,7 +70,7 @@ class _Stall:
     cpu: float
 
 
-def _policies(decode_step: float, step_time: LinearStepTime) -> dict[str, Callable[[], Scheduler]]:
+def _policies(decode_step: float, step_time: StepFit) -> dict[str, Callable[[], Scheduler]]:
     # The strict objective of the paper: five times what a step takes when nothing but generations run.
     strict = 5 * decode_step
     return {
@@ -76,7 +81,7 @@ def _policies(decode_step: float, step_time: LinearStepTime) -> dict[str, Callab
     }
 
 
-def _stalls(context: BenchContext, decoder: CpuEngine, step_time: LinearStepTime, long_prompt: int) -> list[Metric]:
+def _stalls(context: BenchContext, decoder: CpuEngine, step_time: StepFit, long_prompt: int) -> list[Metric]:
     decode_step = _one_stall(decoder, StallFree(BUDGET), 16).typical
     policies = _policies(decode_step, step_time)
     found: dict[str, list[_Stall]] = {name: [] for name in policies}
@@ -128,9 +133,7 @@ def _one_stall(decoder: CpuEngine, policy: Scheduler, long_prompt: int) -> _Stal
     )
 
 
-def _mixed_requests(
-    context: BenchContext, model: LocalModel, decoder: CpuEngine, step_time: LinearStepTime
-) -> list[Metric]:
+def _mixed_requests(context: BenchContext, model: LocalModel, decoder: CpuEngine, step_time: StepFit) -> list[Metric]:
     """16 requests of different lengths at once: tokens a second and worst stall, against `generate_batch`."""
     scale = 4 if context.quick else 1
     shapes = [(16 + 37 * number % 400, max(8, (24 + 13 * number % 48) // scale)) for number in range(16)]
@@ -138,7 +141,7 @@ def _mixed_requests(
     peer = batching_peers.ContinuousTransformers.load(model)
     ours: list[tuple[float, float]] = []
     theirs: list[tuple[float, float]] = []
-    for _ in range(1 if context.quick else 3):
+    for _ in range(3):
         check_cancelled(context.progress)
         engine, line = fresh_engine(decoder, StallFree(BUDGET)), Timeline()
         for entry in requests:
@@ -154,18 +157,18 @@ def _mixed_requests(
     peer_rate, peer_stall = ((statistics.median(r[part] for r in theirs) if theirs else None) for part in (0, 1))
     return [
         metric("16 mixed requests", "tokens/s", rate, better="higher", peer=peer_rate, peer_name=name,
-               least_ratio=None if context.quick else 1.2, note=note),
+               least_ratio=1.2, note=note),
         metric("16 mixed requests, worst stall", "s", stall, better="lower", peer=peer_stall, peer_name=name,
-               least_ratio=None if context.quick else 2.0, note=note),
+               least_ratio=2.0, note=note),
     ]  # fmt: skip
 
 
 def _batched_decoding(context: BenchContext, model: LocalModel, decoder: CpuEngine) -> list[Metric]:
     """Tokens a second of 8 and 32 generations at once, prompts of 32 tokens apart from the count."""
-    steps = 12 if context.quick else 48
+    steps = 8 if context.quick else 32
     metrics = []
     peer = batching_peers.BatchedLlamaCpp.load(model)
-    for size in (1, 8, 32):
+    for size in (8, 32):
         ours, theirs = [], []
         for _ in range(1 if context.quick else 3):
             check_cancelled(context.progress)
@@ -188,9 +191,7 @@ def _decoding_rate(decoder: CpuEngine, size: int, steps: int) -> float:
     engine, line = fresh_engine(decoder, StallFree(32 * size)), Timeline()
     for number in range(size):
         engine.submit(request(f"d{number}", 32, steps + 1))
-    line.note(engine.step())
-    while any(seq_times < 1 for seq_times in (len(line.times.get(f"d{n}", ())) for n in range(size))):
-        line.note(engine.step())
+    run_all(engine, line, until=lambda: len(line.times) == size)
     return size * steps / run_all(engine, line)
 
 
