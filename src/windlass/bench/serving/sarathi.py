@@ -134,7 +134,7 @@ def _one_stall(decoder: CpuEngine, policy: Scheduler, long_prompt: int) -> _Stal
 
 
 def _mixed_requests(context: BenchContext, model: LocalModel, decoder: CpuEngine, step_time: StepFit) -> list[Metric]:
-    """16 requests of different lengths at once: tokens a second and worst stall, against `generate_batch`."""
+    """16 prompts of different lengths at once: tokens a second and worst stall, against `generate_batch`."""
     scale = 4 if context.quick else 1
     shapes = [(16 + 37 * number % 400, max(8, (24 + 13 * number % 48) // scale)) for number in range(16)]
     requests = [request(f"m{number}", prompt, made) for number, (prompt, made) in enumerate(shapes)]
