@@ -86,8 +86,8 @@ class ContainmentGraph:
         """Why a table counts as contained in another, or that it does not."""
         for edge in self.edges:
             if (edge.child, edge.parent) == (child, parent):
-                columns = ", ".join(edge.columns)
-                return f"all {edge.child_rows:,} rows of {child} are among the {edge.parent_rows:,} of {parent} on {columns}"
+                rows = f"all {edge.child_rows:,} rows of {child} are among the {edge.parent_rows:,} of {parent}"
+                return f"{rows} on {', '.join(edge.columns)}"
         return f"{child} is not contained in {parent}"
 
 
@@ -167,9 +167,8 @@ def _may_be_contained(tables: Sequence[LakeTable], pairs: NDArray[np.int64]) -> 
     columns = [column for table in tables for column in table.profile.columns]
     sizes = np.array([len(tables[child].columns) for child, _ in pairs])
     children = np.concatenate([np.arange(first_column[c], first_column[c + 1]) for c, _ in pairs])
-    parents = np.array(
-        [first_column[parent] + tables[parent].columns[name] for child, parent in pairs for name in tables[child].columns]
-    )
+    wider = [(first_column[parent], tables[parent].columns, tables[child].columns) for child, parent in pairs]
+    parents = np.array([first + places[name] for first, places, names in wider for name in names])
     nulls = np.array([column.column.nulls for column in columns]) > 0
     distinct = np.array([column.column.distinct for column in columns])
     exact = np.array([column.exact for column in columns])
@@ -230,4 +229,3 @@ def _verified(tables: Sequence[LakeTable], pairs: NDArray[np.int64], progress: P
 def _edge(child: LakeTable, parent: LakeTable, columns: tuple[str, ...], distinct: int) -> Contained:
     trivial = distinct <= 1 or all(column.column.distinct <= 2 for column in child.profile.columns)
     return Contained(child.id, parent.id, columns, child.profile.rows, parent.profile.rows, trivial)
-

@@ -32,12 +32,22 @@ from windlass.kernels.minhash import (
 )
 from windlass.kernels.shingles import LETTER, SPACE, WHOLE, word_shingles
 
+SIGNATURE_VERSION = 1
+THRESHOLD, WORDS, SLOTS = 0.7, 5, 128
+
 _CODE_POINTS = 0x110000
 _ASCII_WORDS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz_")
 _LOT_CHARACTERS = 4 << 20
 _LISTED_PAIRS = 64 * 64
-# Scripts written without spaces between words: kana, Chinese characters, Thai, Lao, Burmese, Khmer.
-_NO_SPACES = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
+# Scripts written without spaces between words: Thai and Lao, Burmese, Khmer, kana, Chinese characters.
+_NO_SPACES = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+    (0x20000, 0x3FFFF),
+)
 
 
 class PairStage(NamedTuple):
@@ -103,9 +113,9 @@ class ShingleSets(NamedTuple):
 def find_near_duplicates(
     texts: Iterable[tuple[str, str]],
     *,
-    threshold: float = 0.7,
-    words: int = 5,
-    slots: int = 128,
+    threshold: float = THRESHOLD,
+    words: int = WORDS,
+    slots: int = SLOTS,
     progress: Progress | None = None,
 ) -> DuplicateTexts:
     """All pairs of texts whose shingle sets have a Jaccard similarity of at least `threshold`.
@@ -148,7 +158,7 @@ def find_near_duplicates(
     return _compare(ids, [len(text) for _, text in entries], sets, threshold, slots, stages, progress)
 
 
-def shingle_texts(texts: Sequence[str], words: int = 5, progress: Progress | None = None) -> ShingleSets:
+def shingle_texts(texts: Sequence[str], words: int = WORDS, progress: Progress | None = None) -> ShingleSets:
     """Hashed word n-grams of texts."""
     progress = progress or Silent()
     progress.start("shingle", len(texts), "texts")
@@ -174,6 +184,34 @@ def shingle_texts(texts: Sequence[str], words: int = 5, progress: Progress | Non
     return ShingleSets(np.concatenate([np.empty(0, np.uint64), *shingles]), np.concatenate(offsets))
 
 
+def sign_sets(sets: ShingleSets, slots: int = SLOTS) -> NDArray[np.uint32]:
+    """uint32[sets, slots]: MinHash signatures, which do not change when other texts come or go."""
+    table = np.empty((len(sets.offsets) - 1, slots), np.uint32)
+    signatures(sets.shingles, sets.offsets, *slot_constants(slots), table)
+    return table
+
+
+def propose_pairs(
+    table: NDArray[np.uint32], usable: NDArray[np.bool_], threshold: float = THRESHOLD
+) -> NDArray[np.int64]:
+    """int64[pairs, 2]: pairs of signatures that may belong to sets at least `threshold` alike."""
+    bands, rows = choose_bands(threshold, table.shape[1])
+    keys = np.empty((bands, len(table)), np.uint64)
+    band_keys(table, bands, rows, keys)
+    return candidate_pairs(keys, usable)
+
+
+def similarities(sets: ShingleSets, pairs: NDArray[np.int64], threshold: float = THRESHOLD) -> NDArray[np.float64]:
+    """float64[pairs]: exact Jaccard similarities, nan below the threshold. Sorts the sets that are asked for."""
+    wanted = np.zeros(len(sets.offsets) - 1, np.bool_)
+    wanted[pairs.ravel()] = True
+    counts, common = np.zeros(len(wanted), np.int64), np.empty(len(pairs), np.int64)
+    sort_unique(sets.shingles, sets.offsets, wanted, counts)
+    common_values(sets.shingles, sets.offsets, counts, pairs, threshold, common)
+    together = np.maximum(counts[pairs].sum(axis=1) - common, 1)
+    return np.where((common >= 0) & (common >= threshold * together), common / together, np.nan)
+
+
 def _compare(
     ids: Sequence[str],
     lengths: Sequence[int],
@@ -185,27 +223,17 @@ def _compare(
 ) -> DuplicateTexts:
     progress.start("compare", None, "pairs")
     clock = time.perf_counter()
-    shingles, offsets = sets
-    bands, rows = choose_bands(threshold, slots)
-    table = np.empty((len(ids), slots), np.uint32)
-    signatures(shingles, offsets, *slot_constants(slots), table)
-    keys = np.empty((bands, len(ids)), np.uint64)
-    band_keys(table, bands, rows, keys)
-    filled = np.diff(offsets) > 0
-    same_as = _first_equal(table, shingles, offsets, filled)
+    table = sign_sets(sets, slots)
+    filled = np.diff(sets.offsets) > 0
+    same_as = _first_equal(table, sets.shingles, sets.offsets, filled)
     alone = filled & (same_as == np.arange(len(ids)))
-    candidates = candidate_pairs(keys, alone)
+    candidates = propose_pairs(table, alone, threshold)
     stages.append(_stage("bands", stages[-1].pairs_out, len(candidates), clock))
     check_cancelled(progress)
     clock = time.perf_counter()
-    wanted = np.zeros(len(ids), np.bool_)
-    wanted[candidates.ravel()] = True
-    counts, common = np.zeros(len(ids), np.int64), np.empty(len(candidates), np.int64)
-    sort_unique(shingles, offsets, wanted, counts)
-    common_values(shingles, offsets, counts, candidates, threshold, common)
-    together = counts[candidates].sum(axis=1) - common
-    similar = (common >= 0) & (common >= threshold * together)
-    pairs, shares = _with_copies(candidates[similar], common[similar] / together[similar], same_as, filled & ~alone)
+    exact = similarities(sets, candidates, threshold)
+    similar = ~np.isnan(exact)
+    pairs, shares = _with_copies(candidates[similar], exact[similar], same_as, filled & ~alone)
     stages.append(_stage("verify", len(candidates), len(pairs), clock))
     progress.advance("compare", len(candidates))
     progress.finish("compare")
@@ -255,7 +283,7 @@ def _with_copies(
 def _row_keys(table: NDArray[np.uint32]) -> NDArray[np.uint64]:
     keys = np.empty((1, len(table)), np.uint64)
     band_keys(table, 1, table.shape[1], keys)
-    return keys[0]
+    return keys.reshape(-1)
 
 
 def _result(
@@ -270,12 +298,11 @@ def _result(
     groups: dict[int, list[int]] = {}
     for member in np.unique(pairs):
         groups.setdefault(int(parents[member]), []).append(int(member))
-    clusters = sorted((ids[root], *sorted(ids[other] for other in group if other != root)) for root, group in groups.items())
+    named_groups = [(ids[root], [ids[other] for other in group if other != root]) for root, group in groups.items()]
+    clusters = sorted((kept, *sorted(others)) for kept, others in named_groups)
     spare = sum(lengths[member] for root, group in groups.items() for member in group if member != root)
-    named = sorted(
-        TextPair(*sorted((ids[first], ids[second])), float(share))
-        for (first, second), share in zip(pairs, shares, strict=True)
-    )
+    sides = [(ids[first], ids[second]) for first, second in pairs.tolist()]
+    named = sorted(TextPair(min(two), max(two), share) for two, share in zip(sides, shares.tolist(), strict=True))
     return DuplicateTexts(tuple(named), tuple(clusters), tuple(stages), len(ids), spare)
 
 
