@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from windlass.core.errors import WindlassError
+from windlass.models.config import packing_obstacle
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.decoder import Decoder
 from windlass.models.gguf import GGUFSource
@@ -72,7 +73,7 @@ def use(path: Path) -> None:
             source.tensor(name)
             source.quantized(name)
     Decoder(source).logits(tokens)
-    if isinstance(source, GGUFSource):
+    if isinstance(source, GGUFSource) and packing_obstacle(source.config) is None:
         engine = CpuEngine(source, threads=1)
         engine.prefill(tokens, engine.cache())
 
