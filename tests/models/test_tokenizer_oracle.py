@@ -19,6 +19,8 @@ from tokenizers import pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from tests.models.default_model import default_model
+from windlass.models.gguf import GGUFSource
 from windlass.models.tokenizer import tokenizer_from_gguf
 
 pytestmark = pytest.mark.peers
@@ -190,3 +192,14 @@ def test_qwen2_encodes_as_transformers(byte_level: Any, tmp_path: Path) -> None:
     ours = tokenizer_from_gguf(byte_level_metadata(byte_level, "qwen2"), "here")
     for line in lines(5000):
         assert ours.encode(line) == theirs(line, add_special_tokens=False).input_ids, line
+
+
+@pytest.mark.models
+def test_the_default_model_encodes_as_llama_cpp() -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    path = default_model()
+    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    source = GGUFSource(path)
+    ours = tokenizer_from_gguf(source.metadata, str(path))
+    for line in lines(10_000):
+        assert ours.encode(line) == theirs.tokenize(line.encode(), add_bos=False, special=False), line
