@@ -17,8 +17,12 @@ from windlass.models.gguf import GGUFSource
 from windlass.models.hugging_face import save_hugging_face
 from windlass.models.weights import open_weights
 
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 SCALED = {
-    "llama3": hf_config(rope_scaling={"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}),
+    "llama3": hf_config(rope_scaling=LLAMA3),
     "yarn": hf_config(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}),
 }
 ALL = CASES | SCALED
