@@ -210,7 +210,7 @@ class DecoderLM(nn.Module):
         found: dict[str, Floats] = {}
         for name, parameter in self.named_parameters():
             places = canonical(name)
-            parts = parameter.detach().float().cpu().chunk(len(places), dim=-2)
+            parts = parameter.detach().float().cpu().chunk(len(places), dim=max(parameter.ndim - 2, 0))
             found |= {place.name: part.contiguous().numpy() for place, part in zip(places, parts, strict=True)}
         return found
 
