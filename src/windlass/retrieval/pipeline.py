@@ -135,7 +135,11 @@ class Pipeline:
         with self._loading:
             if not isinstance(self._encoder, str):
                 return self._encoder
-            loaded = self._load("encoder", _load_encoder, self.settings.models.encoder)
+            loaded = self._load(
+                "encoder",
+                lambda name: _load_encoder(name, self.settings.models.encoder_precision),
+                self.settings.models.encoder,
+            )
             if loaded is not None:  # else it may be on its way
                 self._encoder = loaded
             return loaded
@@ -407,11 +411,11 @@ class _Stopwatch:
         self._last = now
 
 
-def _load_encoder(name: str) -> Encoder:
+def _load_encoder(name: str, precision: str) -> Encoder:
     from windlass.models.encoder import BertEncoder
     from windlass.models.store import locate
 
-    return BertEncoder.load(locate(name))
+    return BertEncoder.load(locate(name), precision="float32" if precision == "float32" else "int8")
 
 
 def _load_model(name: str) -> ChatModel:
