@@ -179,25 +179,6 @@ def attend_sequence(
 
 
 @inlined
-def _soften(scores: Any, base: int, count: int) -> float:
-    """Turn `count` scores into exp(score - max), zeros behind them; 1 / their sum."""
-    whole = (count + 15) // 16 * 16
-    for i in range(count, whole):
-        scores[base + i] = np.float32(-np.inf)
-    largest = splat(np.float32(-np.inf))
-    for i in range(0, whole, LANES):
-        largest = max_float(largest, load_float(scores, base + i))
-    top = splat(-max_lanes(largest))
-    total = zero_float()
-    for i in range(0, whole, LANES):
-        weight = exp_float(add_float(load_float(scores, base + i), top))
-        store_float(scores, base + i, weight)
-        total = add_float(total, weight)
-    inverse: float = np.float32(1) / sum_lanes(total)
-    return inverse
-
-
-@inlined
 def _blend(
     out: Any, o0: int, o1: int, o2: int, o3: int, length: int, size: int, values: Any, scores: Any, room: int,
     s0: float, s1: float, s2: float, s3: float,
