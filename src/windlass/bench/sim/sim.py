@@ -35,7 +35,7 @@ _SHAPES = (
     ("H100, 8 on one machine", "h100_dgx_all_reduce", 8, 8, 0.08),
     ("A100, 16 on two machines", "a100_dgx_all_reduce", 16, 8, 0.15),
 )
-_SHORT = 2048  # tokens of a batch of prompts; that engine took disproportionately long over more
+_SHORT = 2048  # tokens of a batch of prompts; of more, that engine split some and was slow to reduce over 8 GPUs
 _LLAMA2 = DecoderShape(80, 8192, 64, 8, 128, 28672, 32000)
 _MODELS = {
     "Llama-3.3-70B-Instruct": LayerShapes(80, 8192, 64, 8, 128, 28672, 128256),
