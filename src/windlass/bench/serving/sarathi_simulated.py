@@ -70,7 +70,7 @@ _QUICK = tuple(each for each in CONTESTANTS if each.name not in ("DecodeFirst", 
 def simulated_metrics(context: BenchContext) -> list[Metric]:
     """Capacities under the strict and the relaxed promise, and how our policies stand to the others."""
     price = IterationCost(CostModel(), hardware("A100"), MISTRAL)
-    count, halvings = (150, 2) if context.quick else (400, 5)
+    count, halvings = (150, 2) if context.quick else (300, 4)
     lengths, source = trace_lengths()
     trace = RequestTrace.poisson(1.0, count, lengths, context.seed)
     metrics = []
