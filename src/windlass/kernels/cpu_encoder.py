@@ -106,6 +106,25 @@ def gather_head(qkv: Any, at: int, hidden: int, length: int, size: int, keys: An
             store_float(values, token * size + i, load_float(qkv, row + 2 * hidden + i))
 
 
+@inlined
+def _soften(scores: Any, base: int, length: int) -> float:
+    """Turn `length` scores into exp(score - largest), what pads them to 16 into next to nothing; one over their sum."""
+    whole = (length + 15) // 16 * 16
+    for i in range(length, whole):
+        scores[base + i] = np.float32(-np.inf)
+    largest = splat(np.float32(-np.inf))
+    for i in range(0, whole, LANES):
+        largest = max_float(largest, load_float(scores, base + i))
+    top = splat(-max_lanes(largest))
+    total = zero_float()
+    for i in range(0, whole, LANES):
+        weight = exp_float(add_float(load_float(scores, base + i), top))
+        store_float(scores, base + i, weight)
+        total = add_float(total, weight)
+    inverse: float = np.float32(1) / sum_lanes(total)
+    return inverse
+
+
 @compiled
 def attend_sequence(
     qkv: Any, at: int, hidden: int, length: int, size: int, keys: Any, values: Any, scores: Any, room: int,
@@ -157,25 +176,6 @@ def attend_sequence(
                     for key in range(1, length - 1):
                         received[received_at + key] += scores[query * room + key] * share
         _blend(qkv, q0, q1, q2, q3, length, size, values, scores, room, s0, s1, s2, s3)
-
-
-@inlined
-def _soften(scores: Any, base: int, count: int) -> float:
-    """Turn `count` scores into exp(score - max), zeros behind them; 1 / their sum."""
-    whole = (count + 15) // 16 * 16
-    for i in range(count, whole):
-        scores[base + i] = np.float32(-np.inf)
-    largest = splat(np.float32(-np.inf))
-    for i in range(0, whole, LANES):
-        largest = max_float(largest, load_float(scores, base + i))
-    top = splat(-max_lanes(largest))
-    total = zero_float()
-    for i in range(0, whole, LANES):
-        weight = exp_float(add_float(load_float(scores, base + i), top))
-        store_float(scores, base + i, weight)
-        total = add_float(total, weight)
-    inverse: float = np.float32(1) / sum_lanes(total)
-    return inverse
 
 
 @inlined

@@ -205,6 +205,15 @@ class DecoderLM(nn.Module):
                 parameter.copy_(torch.from_numpy(np.array(values, np.float32)))
         return model
 
+    def tensors(self) -> dict[str, Floats]:
+        """Every weight as float32 under its GGUF name, for `save_model` and `save_hugging_face`."""
+        found: dict[str, Floats] = {}
+        for name, parameter in self.named_parameters():
+            places = canonical(name)
+            parts = parameter.detach().float().cpu().chunk(len(places), dim=max(parameter.ndim - 2, 0))
+            found |= {place.name: part.contiguous().numpy() for place, part in zip(places, parts, strict=True)}
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes of parameters."""

@@ -45,7 +45,7 @@ def run(context: BenchContext) -> BenchReport:
         *simulated_metrics(context),
     ]
     if not context.quick:
-        metrics += _mixed_requests(context, model, decoder)
+        metrics += _mixed_requests(context, model, decoder, step_time)
     return context.report(
         mode="measured",
         workload=f"default model, {DECODING} generations, then a prompt of {long_prompt} tokens; policies by turns",
