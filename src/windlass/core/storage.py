@@ -136,6 +136,24 @@ def make_folder(path: Path, *, disk: Disk = LOCAL_DISK) -> None:
         disk.fsync_folder(path.parent)
 
 
+def move_file(source: Path, target: Path, *, disk: Disk = LOCAL_DISK) -> None:
+    """Move a file; durable when this returns. To another disk it is copied first, and the source removed last.
+
+    Raises:
+        StorageError: It could not be moved; at every moment one of the two names holds it whole.
+    """
+    with writing(target):
+        try:
+            disk.rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            write_atomic(target, disk.read(source), disk=disk)
+            disk.remove(source)
+        disk.fsync_folder(target.parent)
+        disk.fsync_folder(source.parent)
+
+
 def write_manifest(path: Path, format_version: int, content: dict[str, Any], *, disk: Disk = LOCAL_DISK) -> None:
     """Write a small JSON receipt that says which files of a folder are valid; written last, swapped atomically."""
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -223,10 +223,10 @@ class Engine:
         now = self._time()
         self._drain(now)
         batch = self.scheduler.next_batch(now, self.kv)
-        if batch.items:
+        if batch.items or batch.preempted:
             for item in batch.items:
                 self._dequeue(item.seq)
-            result = self._run(batch)
+            result = self._run(batch) if batch.items else StepResult({}, 0.0)
             now = self._time()
             self._consume(batch, result, now)
             self.scheduler.on_step(batch, result, now)
@@ -237,6 +237,13 @@ class Engine:
         if self.config.check_every and self.metrics.steps % self.config.check_every == 0:
             self.kv.check()
         return self._events
+
+    def abort(self, error: Exception) -> None:
+        """End every request with `error`."""
+        now = self._time()
+        self._drain(now)
+        for request_id in list(self._handles):
+            self._end_request(request_id, FinishReason.ERROR, error, now)
 
     def run_until_idle(self, most_steps: int = 1_000_000) -> list[Event]:
         """Step until nothing is under way; everything that happened.

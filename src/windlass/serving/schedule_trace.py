@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from windlass.core.errors import UsageError
+from windlass.core.errors import ModelError, UsageError
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult
-from windlass.serving.request import Request, SamplingParams, Sequence, tokens_of
+from windlass.serving.request import Request, SamplingParams, Sequence, State, tokens_of
 
 if TYPE_CHECKING:
     from windlass.serving.engine import Engine
@@ -29,26 +29,34 @@ class TracedItem:
 
 @dataclass(frozen=True, slots=True)
 class TracedStep:
-    """One step: what was in it, who lost its pages, how long it took, which tokens came out."""
+    """One step: what was in it, who lost its pages, whose end it was, how long it took, which tokens came out."""
 
     items: tuple[TracedItem, ...]
     preempted: tuple[str, ...]
+    ended: tuple[str, ...]
     duration_s: float
     tokens: dict[str, int]
 
 
-@dataclass(slots=True)
-class TracedArrival:
-    """A request, and before which step it was added or cancelled."""
+@dataclass(frozen=True, slots=True)
+class TracedRequest:
+    """A request as the policy saw it."""
 
-    step: int
-    request: str
+    id: str
     tenant: str
     prompt: list[int]
     max_tokens: int
     n: int
     cache: bool
-    cancelled: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TracedInput:
+    """Before step `step` a request came, or (`request` is None) the one called `id` was taken away."""
+
+    step: int
+    id: str
+    request: TracedRequest | None
 
 
 @dataclass(slots=True)
@@ -56,46 +64,40 @@ class ScheduleTrace:
     """Everything a policy saw and decided in one run."""
 
     steps: list[TracedStep] = field(default_factory=list)
-    arrivals: list[TracedArrival] = field(default_factory=list)
+    inputs: list[TracedInput] = field(default_factory=list)
 
     def note(self, batch: Batch, result: StepResult) -> None:
         """Called by the engine after each step."""
         items = tuple(TracedItem(item.seq.id, item.kind, item.start, item.n_tokens) for item in batch.items)
         preempted = tuple(seq.id for seq in batch.preempted)
+        ended = tuple(item.seq.id for item in batch.items if item.seq.state is State.FINISHED)
         tokens = {seq_id: sampled.token for seq_id, sampled in result.tokens.items()}
-        self.steps.append(TracedStep(items, preempted, result.duration_s, tokens))
+        self.steps.append(TracedStep(items, preempted, ended, result.duration_s, tokens))
 
     def note_arrival(self, request: Request) -> None:
         """Called by the engine when a request reaches the policy."""
-        params = request.params
-        self.arrivals.append(
-            TracedArrival(
-                len(self.steps), request.id, request.tenant, request.prompt.tolist(), params.max_tokens, params.n,
-                request.cache,
-            )
-        )  # fmt: skip
+        params, prompt = request.params, request.prompt.tolist()
+        traced = TracedRequest(request.id, request.tenant, prompt, params.max_tokens, params.n, request.cache)
+        self.inputs.append(TracedInput(len(self.steps), request.id, traced))
 
     def note_cancel(self, request_id: str) -> None:
         """Called by the engine when a request is taken away from the policy."""
-        for arrival in reversed(self.arrivals):
-            if arrival.request == request_id:
-                arrival.cancelled = len(self.steps)
-                return
+        self.inputs.append(TracedInput(len(self.steps), request_id, None))
 
     def replay(self, engine: Engine) -> None:
-        """Feed `engine` what arrived, before the steps it arrived before.
+        """Feed `engine` what came in, in the same order and before the same steps.
 
         The engine runs on a `ReplayExecutor(self)`, which is also its clock, and takes `replayer.text` for its text.
         """
+        waiting = iter(self.inputs)
+        coming = next(waiting, None)
         for step in range(len(self.steps) + 1):
-            for arrival in self.arrivals:
-                if arrival.step == step:
-                    params = SamplingParams(max_tokens=arrival.max_tokens, n=arrival.n)
-                    prompt = tokens_of(arrival.prompt)
-                    engine.submit(Request(arrival.request, prompt, params, tenant=arrival.tenant, cache=arrival.cache))
-            for arrival in self.arrivals:
-                if arrival.cancelled == step:
-                    engine.cancel(arrival.request)
+            while coming is not None and coming.step == step:
+                if coming.request is None:
+                    engine.cancel(coming.id)
+                else:
+                    engine.submit(_request(coming.request))
+                coming = next(waiting, None)
             engine.step()
 
     def to_json(self) -> str:
@@ -113,12 +115,24 @@ class ScheduleTrace:
             raise UsageError(f"a schedule trace of format {data.get('format')!r}, this version reads {FORMAT}")
         steps = [
             TracedStep(
-                tuple(TracedItem(**item) for item in step["items"]), tuple(step["preempted"]), step["duration_s"],
+                tuple(TracedItem(**item) for item in step["items"]), tuple(step["preempted"]), tuple(step["ended"]),
+                step["duration_s"],
                 step["tokens"],
             )
             for step in data["steps"]
         ]  # fmt: skip
-        return ScheduleTrace(steps, [TracedArrival(**arrival) for arrival in data["arrivals"]])
+        inputs = [
+            TracedInput(
+                entry["step"], entry["id"], None if entry["request"] is None else TracedRequest(**entry["request"])
+            )
+            for entry in data["inputs"]
+        ]
+        return ScheduleTrace(steps, inputs)
+
+
+def _request(traced: TracedRequest) -> Request:
+    params = SamplingParams(max_tokens=traced.max_tokens, n=traced.n)
+    return Request(traced.id, tokens_of(traced.prompt), params, tenant=traced.tenant, cache=traced.cache)
 
 
 class ReplayExecutor:
@@ -135,7 +149,8 @@ class ReplayExecutor:
         for step in trace.steps:
             for seq_id, token in step.tokens.items():
                 self._tokens.setdefault(seq_id, []).append(token)
-        self._durations: Iterator[float] = iter([step.duration_s for step in trace.steps])
+        self._ended = {seq_id for step in trace.steps for seq_id in step.ended}
+        self._durations: Iterator[float] = iter([step.duration_s for step in trace.steps if step.items])
         self._now = 0.0
 
     def now(self) -> float:
@@ -143,16 +158,19 @@ class ReplayExecutor:
 
     def text(self, seq: Sequence) -> _RecordedEnd:
         """Ends an answer where it ended when it was recorded, for whatever reason."""
-        return _RecordedEnd(len(self._tokens.get(seq.id, ())))
+        return _RecordedEnd(len(self._tokens.get(seq.id, ())) if seq.id in self._ended else -1)
 
     def run(self, batch: Batch) -> StepResult:
         duration = next(self._durations, 0.0)
         self._now += duration
-        tokens = {}
+        result = StepResult({}, duration)
         for item in batch.items:
-            if item.samples:
-                tokens[item.seq.id] = Sampled(self._tokens[item.seq.id][item.seq.made])
-        return StepResult(tokens, duration)
+            recorded = self._tokens.get(item.seq.id, [])
+            if item.samples and item.seq.made < len(recorded):
+                result.tokens[item.seq.id] = Sampled(recorded[item.seq.made])
+            elif item.samples:
+                result.failed[item.seq.id] = ModelError(f"{item.seq.id} failed here when it was recorded")
+        return result
 
 
 class _RecordedEnd:
@@ -164,7 +182,7 @@ class _RecordedEnd:
 
     def add(self, token: int) -> str:
         self._left -= 1
-        self.stopped = self._left <= 0
+        self.stopped = self._left == 0
         return ""
 
     def finish(self) -> str:

@@ -248,7 +248,7 @@ class StallFree(QueuePolicy):
     def _add_chunk(self, step: _Step, seq: Sequence) -> None:
         room = self._room(step, seq.computed)
         if self.max_partial_prefills > 1 and seq.pending > self.short_prompt and self._short_waits():
-            room = max(min(room, self.tile), room // 2)
+            room = room // 2 // self.tile * self.tile or (room + 1) // 2
         count = min(seq.pending, room)
         if count:
             self._put(step.batch, seq, count)

@@ -1,1 +1,1 @@
-"""Benchmarks of models: how fast they run and how good they stay."""
+"""Benchmarks of models: the engine, the encoder, weight formats."""
