@@ -3,8 +3,8 @@
 After Chen, Sultan, Tian, Chen, Skiena: "Fast and Accurate Network Embeddings via Very Sparse Random Projection" (2019).
 A node's vector is a weighted sum of what its neighbourhoods of 1, 2, 3, ... steps look like through one very sparse
 random matrix. What differs: the random row of a node is a function of seed and node alone, so that results are the same
-on every machine, new nodes get vectors without a new fit, and `update` after a change computes only what can have
-changed; columns are worked on in blocks, which bounds the memory.
+on every machine, new nodes get vectors without a new fit, and after a change of the graph the rows that it cannot have
+reached stay what they were.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ class FastRP:
         progress = progress or Silent()
         self._graph = as_graph(graph, self.direction)
         self._density_root = max(1.0, math.sqrt(self._graph.num_nodes))
-        self._levels: list[NDArray[np.float32]] = []
         steps = [at for at, weight in enumerate(self.weights) if weight]
         n = self._graph.num_nodes
         total = np.zeros((n, self.dim), np.float32)
@@ -132,7 +131,7 @@ class FastRP:
     def update(self, graph: Any, changed_nodes: Sequence[int]) -> NDArray[np.float32]:
         """`embedding_` for `graph`, which differs from the fitted one in the rows of `changed_nodes` alone.
 
-        Rows that no change can have reached keep their bytes before standardising; the others are computed anew.
+        All is computed again; rows that no change can have reached keep their bytes (before standardising).
 
         Args:
             graph: With as many nodes. A change of degree changes what its neighbours see, which is taken into account.
