@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.main import get_command
 
 from windlass.app import cli
 
-COMMANDS = ("up", "ask", "search", "serve", "keys", "eval", "models", "systems", "bench", "doctor")
+COMMANDS = tuple(get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
 class Result(NamedTuple):

@@ -179,13 +179,18 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Run `fn(*args)` on the rank's device; operations of one stream run one after the other."""
+    """Run `fn(*args)` on the rank's device; operations of one stream run one after the other.
+
+    Where there are only shapes, `fn` is not called: `out` stands for its result (None: the product's shape, else the
+    first argument).
+    """
 
     name: str
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] | None
     args: tuple[Any, ...]
     cost: OpCost
     stream: str = "main"
+    out: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,12 @@ class ServerSettings:
     max_waiting: int = _setting(
         64, "Requests that may wait; one more gets 429 and `Retry-After`.", least=1, most=100_000
     )
+    kv_cache_mb: int = _setting(
+        512,
+        "Memory in MB for keys and values of running and remembered requests; one whole context at the least.",
+        least=1,
+        most=1_000_000,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -88,6 +88,15 @@ def write_atomic(path: Path, data: bytes, *, disk: Disk = LOCAL_DISK) -> None:
         StorageError: `path` holds what it held before or, when only its folder could not be synced, `data`; it is
             not known to be durable.
     """
+    write_atomic_parts(path, (data,), disk=disk)
+
+
+def write_atomic_parts(path: Path, parts: Iterable[bytes], *, disk: Disk = LOCAL_DISK) -> None:
+    """`write_atomic` for what is larger than memory: the parts are taken and written one after the other.
+
+    Raises:
+        StorageError: As `write_atomic`. Whatever `parts` raises leaves `path` as it was.
+    """
     # The process in the name lets `remove_leftovers` tell a dead writer's file from one that is being written.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
     _being_written.add(temporary)
@@ -95,7 +104,8 @@ def write_atomic(path: Path, data: bytes, *, disk: Disk = LOCAL_DISK) -> None:
         with writing(path):
             try:
                 with disk.create(temporary) as file:
-                    file.write(data)
+                    for part in parts:
+                        file.write(part)
                     file.flush()
                     disk.fsync(file)
                 disk.rename(temporary, path)
@@ -124,6 +134,24 @@ def make_folder(path: Path, *, disk: Disk = LOCAL_DISK) -> None:
                 disk.make_folder(path)
         disk.fsync_folder(path)  # fails when a file stands there
         disk.fsync_folder(path.parent)
+
+
+def move_file(source: Path, target: Path, *, disk: Disk = LOCAL_DISK) -> None:
+    """Move a file; durable when this returns. To another disk it is copied first, and the source removed last.
+
+    Raises:
+        StorageError: It could not be moved; at every moment one of the two names holds it whole.
+    """
+    with writing(target):
+        try:
+            disk.rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            write_atomic(target, disk.read(source), disk=disk)
+            disk.remove(source)
+        disk.fsync_folder(target.parent)
+        disk.fsync_folder(source.parent)
 
 
 def write_manifest(path: Path, format_version: int, content: dict[str, Any], *, disk: Disk = LOCAL_DISK) -> None:

@@ -18,6 +18,7 @@ from windlass.kernels.simd import (
     LANES,
     add_float,
     div_float,
+    exp2_float,
     exp_float,
     fma,
     load_float,
@@ -25,17 +26,21 @@ from windlass.kernels.simd import (
     max_float,
     max_lanes,
     mul_float,
+    prefetch,
     repeat,
     splat,
     store_float,
     store_four_sums,
     store_half,
     sum_lanes,
+    swap_pairs,
     zero_float,
 )
 
 CHUNK = 256
 """Slots of a context whose scores are kept at once."""
+RUNS_AHEAD = 2
+"""Runs whose memory is asked for before they are needed."""
 
 
 @inlined
@@ -62,15 +67,22 @@ def gate(gates: Any, gates_at: int, ups: Any, ups_at: int, out: Any, out_at: int
 
 
 @inlined
-def rotate(x: Any, at: int, size: int, cosine: Any, sine: Any, angle_at: int, interleaved: bool) -> None:
-    """Turn the channel pairs of one head in place."""
-    half = size // 2
-    for pair in range(half):
-        first, second = (at + 2 * pair, at + 2 * pair + 1) if interleaved else (at + pair, at + pair + half)
-        a, b = x[first], x[second]
-        c, s = cosine[angle_at + pair], sine[angle_at + pair]
-        x[first] = a * c - b * s
-        x[second] = b * c + a * s
+def rotate(
+    x: Any, at: int, size: int, cosine: Any, sine: Any, angle_at: int, interleaved: bool, scale: float, out: Any,
+    out_at: int,
+) -> None:  # fmt: skip
+    """Turn the channel pairs of one head, times `scale`.
+
+    Args:
+        x: float32 head at `at`; for pairs that are half a head apart it stands there twice, one behind the other.
+        cosine, sine: a number for each channel from `angle_at`; the sine of a pair's first channel is negated.
+    """
+    factor = splat(np.float32(scale))
+    for i in range(0, size, LANES):
+        own = load_float(x, at + i)
+        partner = swap_pairs(own) if interleaved else load_float(x, at + i + size // 2)
+        turned = fma(partner, load_float(sine, angle_at + i), mul_float(own, load_float(cosine, angle_at + i)))
+        store_float(out, out_at + i, mul_float(turned, factor))
 
 
 @inlined
@@ -160,7 +172,7 @@ def _store_four(out: Any, at: int, a: Any, b: Any, c: Any, d: Any) -> None:
 
 @inlined
 def _soften(scores: Any, at: int, count: int, out: Any, out_at: int) -> None:
-    """Turn `count` scores into exp(score - max), zeros behind them; the maximum and the sum to `out`."""
+    """Turn `count` scores into 2^(score - max), zeros behind them; the maximum and the sum to `out`."""
     whole = (count + LANES - 1) // LANES * LANES
     for i in range(count, whole):
         scores[at + i] = np.float32(-np.inf)
@@ -170,10 +182,16 @@ def _soften(scores: Any, at: int, count: int, out: Any, out_at: int) -> None:
     top = max_lanes(largest)
     total = zero_float()
     for i in range(0, whole, LANES):
-        weight = exp_float(add_float(load_float(scores, at + i), splat(-top)))
+        weight = exp2_float(add_float(load_float(scores, at + i), splat(-top)))
         store_float(scores, at + i, weight)
         total = add_float(total, weight)
     out[out_at], out[out_at + 1] = top, sum_lanes(total)
+
+
+@inlined
+def _fetch_rows(data: Any, at: int, elements: int) -> None:
+    for i in range(0, elements, 32):
+        prefetch(data, at + i)
 
 
 @compiled
@@ -184,10 +202,11 @@ def attend(
 ) -> None:  # fmt: skip
     """Attention of the query heads of one key head over slots `begin` to `end` of a context, at most 256.
 
-    Three heads share each key and value that is read; missing ones repeat the last.
+    Three heads share each key and value that is read; missing ones repeat the last. Memory of the next runs is asked
+    for while one is worked on, since the processor cannot guess where the next page is.
 
     Args:
-        q: float32 queries `[heads, size]` from `q_at`, scaled.
+        q: float32 queries `[heads, size]` from `q_at`, times log2(e) / sqrt(size).
         data: uint16, the pool, flat; keys of this layer and head are `key_at` behind a page's beginning.
         pages, starts, begins, lengths: the runs of all contexts; `begins` counts slots from the context's start.
         low, high: the runs of this context.
@@ -196,50 +215,56 @@ def attend(
             the sum of weights.
     """
     room = CHUNK + 16
-    run = low
-    last = high
-    while last - run > 1:
-        middle = (run + last) // 2
+    first, last = low, high
+    while last - first > 1:
+        middle = (first + last) // 2
         if begins[middle] <= begin:
-            run = middle
+            first = middle
         else:
             last = middle
-    place, at_run = begin, run
-    while place < end:
-        skip = place - begins[at_run]
-        rows = min(end - place, lengths[at_run] - skip)
-        base = pages[at_run] * page_elements + key_at + (starts[at_run] + skip) * size
+    stop = first + 1
+    while stop < high and begins[stop] < end:
+        stop += 1
+    for run in range(first, stop):
+        skip = max(begin - begins[run], 0)
+        rows = min(end - begins[run], lengths[run]) - skip
+        base = pages[run] * page_elements + key_at + (starts[run] + skip) * size
+        place = begins[run] + skip - begin
+        coming = run + RUNS_AHEAD
+        ahead = key_at
+        if coming >= stop:
+            coming = min(coming - stop + first, stop - 1)
+            ahead = value_at
+        ahead += pages[coming] * page_elements + starts[coming] * size
         for row in range(0, rows, 4):
+            _fetch_rows(data, ahead + row * size, 4 * size)
             k0 = base + row * size
             k1, k2 = base + min(row + 1, rows - 1) * size, base + min(row + 2, rows - 1) * size
             k3 = base + min(row + 3, rows - 1) * size
-            s = place - begin + row
             for head in range(0, heads, 3):
                 h1, h2 = min(head + 1, heads - 1), min(head + 2, heads - 1)
                 _score_rows(
                     q, q_at + head * size, q_at + h1 * size, q_at + h2 * size, size, data, k0, k1, k2, k3, scores,
-                    head * room + s, h1 * room + s, h2 * room + s,
+                    head * room + place + row, h1 * room + place + row, h2 * room + place + row,
                 )  # fmt: skip
-        place += rows
-        at_run += 1
     for head in range(heads):
         _soften(scores, head * room, end - begin, out, out_at + heads * size + 2 * head)
-    for i in range(heads * size):
-        out[out_at + i] = np.float32(0)
-    place, at_run = begin, run
-    while place < end:
-        skip = place - begins[at_run]
-        rows = min(end - place, lengths[at_run] - skip)
-        base = pages[at_run] * page_elements + value_at + (starts[at_run] + skip) * size
-        s = place - begin
+    for i in range(0, heads * size, LANES):
+        store_float(out, out_at + i, zero_float())
+    for run in range(first, stop):
+        skip = max(begin - begins[run], 0)
+        rows = min(end - begins[run], lengths[run]) - skip
+        base = pages[run] * page_elements + value_at + (starts[run] + skip) * size
+        place = begins[run] + skip - begin
+        coming = min(run + RUNS_AHEAD, high - 1)
+        ahead = pages[coming] * page_elements + starts[coming] * size + (value_at if coming < stop else key_at)
+        _fetch_rows(data, ahead, rows * size)
         for head in range(0, heads, 3):
             h1, h2 = min(head + 1, heads - 1), min(head + 2, heads - 1)
             _blend_rows(
-                scores, head * room + s, h1 * room + s, h2 * room + s, rows, size, data, base, out,
+                scores, head * room + place, h1 * room + place, h2 * room + place, rows, size, data, base, out,
                 out_at + head * size, out_at + h1 * size, out_at + h2 * size,
             )  # fmt: skip
-        place += rows
-        at_run += 1
 
 
 @inlined
@@ -248,8 +273,8 @@ def merge(sums: Any, at: int, more: Any, more_at: int, heads: int, size: int) ->
     for head in range(heads):
         top_at, more_top_at = at + heads * size + 2 * head, more_at + heads * size + 2 * head
         top = max(sums[top_at], more[more_top_at])
-        keep = exp_float(splat(np.float32(sums[top_at] - top)))
-        take = exp_float(splat(np.float32(more[more_top_at] - top)))
+        keep = exp2_float(splat(np.float32(sums[top_at] - top)))
+        take = exp2_float(splat(np.float32(more[more_top_at] - top)))
         for i in range(head * size, (head + 1) * size, LANES):
             kept = mul_float(load_float(sums, at + i), keep)
             store_float(sums, at + i, fma(load_float(more, more_at + i), take, kept))

@@ -131,31 +131,6 @@ def row_hashes(values: NDArray[np.uint64], seeds: NDArray[np.uint64], columns: N
     return sums
 
 
-@compiled
-def sorted_overlap(small: Any, large: Any) -> Any:
-    """How many values of the sorted, unique `small` are in the sorted, unique `large`; gallops through the longer."""
-    found, low = 0, 0
-    for index in range(small.size):
-        wanted, step = small[index], 1
-        high = low
-        while high < large.size and large[high] < wanted:
-            low = high + 1
-            high += step
-            step *= 2
-        high = min(high, large.size)
-        while low < high:
-            middle = (low + high) // 2
-            if large[middle] < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        if low == large.size:
-            break
-        if large[low] == wanted:
-            found += 1
-    return found
-
-
 def hash_bytes_reference(data: bytes) -> int:
     """`hash_bytes` in plain Python."""
 

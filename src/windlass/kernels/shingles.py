@@ -81,3 +81,49 @@ def word_shingles(data: Any, texts: Any, classes: Any, length: Any, out: Any, of
         used += words if words < length else words - length + 1
     offsets[texts.size - 1] = used
     return used
+
+
+UNKNOWN, PLAIN, FOLDED = range(3)
+"""What is known of a code point: nothing yet; it is its own normal form; or its text has to be normalised first."""
+
+
+@compiled
+def unknown_points(data: Any, known: Any, out: Any) -> Any:
+    """Collect code points above 127 that are `UNKNOWN` into `out` (int64[room]), each once, marking them `FOLDED`.
+
+    Args:
+        data: uint8 array, valid UTF-8.
+        known: uint8[0x110000].
+
+    Returns:
+        How many were found; when `out` is full there may be more.
+    """
+    found, at = 0, 0
+    while at < data.size and found < out.size:
+        if data[at] < 0x80:
+            at += 1
+            continue
+        width = _width(data[at])
+        point = _point(data, at, width)
+        if known[point] == UNKNOWN:
+            known[point] = FOLDED
+            out[found] = point
+            found += 1
+        at += width
+    return found
+
+
+@compiled
+def mark_folded(data: Any, texts: Any, known: Any, out: Any) -> None:
+    """Mark in `out` (bool[n]) the texts that have a code point above 127 that is not `PLAIN`."""
+    for number in range(texts.size - 1):
+        at, end = texts[number], texts[number + 1]
+        while at < end:
+            if data[at] < 0x80:
+                at += 1
+                continue
+            width = _width(data[at])
+            if known[_point(data, at, width)] != PLAIN:
+                out[number] = True
+                break
+            at += width

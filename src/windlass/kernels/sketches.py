@@ -185,17 +185,6 @@ def bottom_hashes(distinct: Hashes, k: int = BOTTOM) -> Hashes:
     return np.sort(distinct)
 
 
-def estimate_containment(child: Hashes, parent: Hashes, k: int = BOTTOM) -> float | None:
-    """Share of the child's values that the parent has, from two bottoms; None when nothing can be said.
-
-    Only the child's hashes up to the parent's largest kept one can be looked up.
-    """
-    known = child if parent.size < k else child[child <= parent[-1]]
-    if not known.size:
-        return 1.0 if not child.size else None
-    return float(np.isin(known, parent, assume_unique=True).mean())
-
-
 def quantile_sketch(values: NDArray[np.float64], room: int = QUANTILE_ROOM) -> tuple[NDArray[np.float64], Any]:
     """A sketch of any number of values: (items, weights), exact while there are no more than `room` on a level."""
     return _compressed(np.asarray(values, np.float64), np.ones(len(values), np.int64), room)

@@ -86,8 +86,8 @@ class ContainmentGraph:
         """Why a table counts as contained in another, or that it does not."""
         for edge in self.edges:
             if (edge.child, edge.parent) == (child, parent):
-                columns = ", ".join(edge.columns)
-                return f"all {edge.child_rows:,} rows of {child} are among the {edge.parent_rows:,} of {parent} on {columns}"
+                rows = f"all {edge.child_rows:,} rows of {child} are among the {edge.parent_rows:,} of {parent}"
+                return f"{rows} on {', '.join(edge.columns)}"
         return f"{child} is not contained in {parent}"
 
 
@@ -111,26 +111,28 @@ def find_containment(
     tables = sorted((table for table in tables if table.profile.rows and table.columns), key=lambda table: table.id)
     stages: list[PairStage] = []
     clock = time.perf_counter()
-    pairs = schema_pairs([frozenset(table.columns) for table in tables])
-    if fresh is not None:
-        chosen = np.array([table.id in fresh for table in tables], np.bool_)
-        pairs = pairs[chosen[pairs].any(axis=1)]
-    stages.append(PairStage("columns", len(tables) * (len(tables) - 1), len(pairs), time.perf_counter() - clock))
+    groups = schema_groups([frozenset(table.columns) for table in tables])
+    pairs = sum(len(small) * len(large) - len(set(small) & set(large)) for small, large in groups)
+    stages.append(PairStage("columns", len(tables) * (len(tables) - 1), pairs, time.perf_counter() - clock))
     clock = time.perf_counter()
-    possible = pairs[_may_be_contained(tables, pairs)]
-    stages.append(PairStage("profiles", len(pairs), len(possible), time.perf_counter() - clock))
+    chosen = np.array([fresh is None or table.id in fresh for table in tables], np.bool_)
+    possible = possible_pairs(tables, groups, chosen)
+    stages.append(PairStage("profiles", pairs, len(possible), time.perf_counter() - clock))
     clock = time.perf_counter()
     edges = sorted(_verified(tables, possible, progress))
     stages.append(PairStage("rows", len(possible), len(edges), time.perf_counter() - clock))
     return ContainmentGraph(tuple(edges), tuple(stages))
 
 
-def schema_pairs(schemas: Sequence[frozenset[str]]) -> NDArray[np.int64]:
-    """int64[pairs, 2]: all (i, j), i != j, for which the columns of `i` are among those of `j`; sorted.
+def schema_groups(schemas: Sequence[frozenset[str]]) -> list[tuple[list[int], list[int]]]:
+    """Groups of tables by their columns: those of one set of columns, and those of a set that holds it.
+
+    Every pair `(i, j)` with `schemas[i] <= schemas[j]` is in exactly one entry, `i` on its left and `j` on its right,
+    among them every `(i, i)`.
 
     Example:
-        >>> schema_pairs([frozenset("ab"), frozenset("abc"), frozenset("d")]).tolist()
-        [[0, 1]]
+        >>> schema_groups([frozenset("ab"), frozenset("abc"), frozenset("d")])
+        [([0], [0]), ([0], [1]), ([1], [1]), ([2], [2])]
     """
     members: dict[frozenset[str], list[int]] = defaultdict(list)
     for number, schema in enumerate(schemas):
@@ -140,16 +142,15 @@ def schema_pairs(schemas: Sequence[frozenset[str]]) -> NDArray[np.int64]:
     for number, schema in enumerate(distinct):
         for column in schema:
             having[column] |= 1 << number
-    found: list[tuple[int, int]] = []
+    found = []
     for number, schema in enumerate(distinct):
         above = -1
         for column in sorted(schema, key=lambda column: having[column].bit_count()):
             above &= having[column]
             if above == 1 << number:
                 break
-        wider = [j for place in _bits(above) for j in members[distinct[place]]]
-        found += [(i, j) for i in members[schema] for j in wider if i != j]
-    return np.array(sorted(found), np.int64).reshape(-1, 2)
+        found += [(members[schema], members[distinct[place]]) for place in _bits(above)]
+    return found
 
 
 def _bits(number: int) -> Iterator[int]:
@@ -159,35 +160,61 @@ def _bits(number: int) -> Iterator[int]:
         number ^= lowest
 
 
-def _may_be_contained(tables: Sequence[LakeTable], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool[pairs]: False where the profiles of some column rule containment out."""
-    if not len(pairs):
-        return np.zeros(0, np.bool_)
-    first_column = np.cumsum([0, *(len(table.columns) for table in tables)])
-    columns = [column for table in tables for column in table.profile.columns]
-    sizes = np.array([len(tables[child].columns) for child, _ in pairs])
-    children = np.concatenate([np.arange(first_column[c], first_column[c + 1]) for c, _ in pairs])
-    parents = np.array(
-        [first_column[parent] + tables[parent].columns[name] for child, parent in pairs for name in tables[child].columns]
-    )
-    nulls = np.array([column.column.nulls for column in columns]) > 0
-    distinct = np.array([column.column.distinct for column in columns])
-    exact = np.array([column.exact for column in columns])
-    low, high = np.array([column.low for column in columns]), np.array([column.high for column in columns])
-    possible = nulls[parents] | ~nulls[children]
-    possible &= (distinct[children] <= distinct[parents]) | ~(exact[children] & exact[parents])
-    has_numbers = ~np.isnan(low)
-    # A comparison with nan is False: where the parent has no number, a child with one is ruled out.
-    inside = (low[children] >= low[parents]) & (high[children] <= high[parents])
-    possible &= ~has_numbers[children] | inside
-    offsets = np.concatenate([[0], np.cumsum([column.bottom.size for column in columns])]).astype(np.int64)
-    bottoms = np.concatenate([column.bottom for column in columns])
-    fits = np.empty(len(children), np.bool_)
-    bottoms_fit(bottoms, offsets, children, parents, fits)
-    possible &= fits
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    answer: NDArray[np.bool_] = np.logical_and.reduceat(possible, starts)
-    return answer
+class _ColumnFacts:
+    """What profiles say of all columns of all tables, side by side; tables' columns stand in the order of names."""
+
+    def __init__(self, tables: Sequence[LakeTable]) -> None:
+        ordered = [[table.profile.columns[place] for _, place in sorted(table.columns.items())] for table in tables]
+        columns = [column for own in ordered for column in own]
+        self.names = [sorted(table.columns) for table in tables]
+        self.first = np.cumsum([0, *map(len, ordered)])
+        self.nulls = np.array([column.column.nulls > 0 for column in columns], np.bool_)
+        # What was only estimated bounds nothing: as a child it has no value, as a parent all of them.
+        distinct = np.array([column.column.distinct for column in columns], np.float64)
+        exact = np.array([column.exact for column in columns], np.bool_)
+        self.at_least = np.where(exact, distinct, 0)
+        self.at_most = np.where(exact, distinct, np.inf)
+        self.low = np.array([column.low for column in columns], np.float64)
+        self.high = np.array([column.high for column in columns], np.float64)
+        self.bottom_ends = np.cumsum([0, *(column.bottom.size for column in columns)])
+        self.bottoms = np.concatenate([np.empty(0, np.uint64), *(column.bottom for column in columns)])
+
+    def may_hold(self, children: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether counts and ranges allow that columns hold others; both arrays of columns, of one shape."""
+        possible = self.nulls[parents] | ~self.nulls[children]
+        possible &= self.at_least[children] <= self.at_most[parents]
+        # A comparison with nan is False: where the parent has no number, a child with one is ruled out.
+        inside = (self.low[children] >= self.low[parents]) & (self.high[children] <= self.high[parents])
+        answer: NDArray[np.bool_] = possible & (inside | np.isnan(self.low[children]))
+        return answer
+
+    def hashes_fit(self, children: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The same by the smallest hashes of their values."""
+        fits = np.empty(children.size, np.bool_)
+        bottoms_fit(self.bottoms, self.bottom_ends, children.ravel(), parents.ravel(), fits)
+        return fits.reshape(children.shape)
+
+
+def possible_pairs(
+    tables: Sequence[LakeTable], groups: Sequence[tuple[list[int], list[int]]], chosen: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """int64[pairs, 2]: pairs of tables, one of them chosen, that no profile of a column rules out."""
+    facts = _ColumnFacts(tables)
+    found = [np.empty((0, 2), np.int64)]
+    for small, large in groups:
+        names = facts.names[small[0]]
+        places = np.searchsorted(np.array(facts.names[large[0]], dtype=object), np.array(names, dtype=object))
+        parents = np.array(large, np.int64)
+        for child in small:
+            others = parents[(parents != child) & (chosen[parents] | chosen[child])]
+            own = facts.first[child] + np.arange(len(names))
+            held = facts.first[others][:, None] + places[None, :]
+            possible = facts.may_hold(np.broadcast_to(own, held.shape), held).all(axis=1)
+            others, held = others[possible], held[possible]
+            if others.size:
+                others = others[facts.hashes_fit(np.broadcast_to(own, held.shape), held).all(axis=1)]
+                found.append(np.stack([np.full(others.size, child), others], axis=1))
+    return np.concatenate(found)
 
 
 class _Loaded:
@@ -230,4 +257,3 @@ def _verified(tables: Sequence[LakeTable], pairs: NDArray[np.int64], progress: P
 def _edge(child: LakeTable, parent: LakeTable, columns: tuple[str, ...], distinct: int) -> Contained:
     trivial = distinct <= 1 or all(column.column.distinct <= 2 for column in child.profile.columns)
     return Contained(child.id, parent.id, columns, child.profile.rows, parent.profile.rows, trivial)
-

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 Hashes = NDArray[np.uint64]
 
-_EXACT_INTEGER = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Cells:
 
     @property
     def rows(self) -> int:
-        return self.starts.shape[1]
+        return int(self.starts.shape[1])
 
     def text(self, column: int, row: int) -> str:
         """One cell."""
@@ -221,5 +220,5 @@ def _finish_numbers(cells: Cells, column: int, kinds: Any, values: Any, hashes: 
         whole = digits.isdigit()
         kinds[row] = INTEGER if whole else NUMBER
         values[row] = value = float(word)
-        exact = not whole or abs(value) <= _EXACT_INTEGER or int(word) == int(value)
+        exact = not whole or int(word) == int(value)
         hashes[row] = number_hash(value) if exact else exact_text_hash(cells.data, start, end)

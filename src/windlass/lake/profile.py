@@ -248,9 +248,7 @@ def _profile_column(table: HashedTable, place: int) -> ColumnProfile:
     )
 
 
-def _described(
-    cells: Cells, place: int, first: Any, present: Any, values: Any
-) -> tuple[str, str | None, str | None]:
+def _described(cells: Cells, place: int, first: Any, present: Any, values: Any) -> tuple[str, str | None, str | None]:
     """Type and range by the kinds of the distinct cells; by the rules for text cells where kinds are mixed."""
     total = len(first)
     if not total:
@@ -307,8 +305,8 @@ def _merged_description(a: Column, b: Column, distinct: int) -> Column:
         kind,
         a.nulls + b.nulls,
         distinct,
-        min(lows, key=order, default=None),  # type: ignore[arg-type]
-        max(highs, key=order, default=None),  # type: ignore[arg-type]
+        min(lows, key=order, default=None),
+        max(highs, key=order, default=None),
         samples,
     )
 
@@ -356,4 +354,3 @@ def _duplicates_and_keys(
 def without_hashes(profile: TableProfile) -> TableProfile:
     """The profile as it is kept: sketches only."""
     return replace(profile, columns=tuple(replace(column, hashes=None) for column in profile.columns))
-

@@ -18,9 +18,13 @@ from dataclasses import dataclass
 from windlass.core.errors import UsageError
 
 _GIGABYTE = 1e9
-_NODES = 2_000
+_NODE_BUDGET = 4_000_000
+_SEARCH_EVERY = 10
 _ROUNDS = 20
+_ADJUSTMENTS = 12
+_WORTH = 1e-5
 _EQUAL = 1e-12
+_TIGHT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,12 @@ def plan_retention(
         if cost < keep[child] and cost < arcs.get((parent, child), math.inf):
             arcs[parent, child] = cost
             best[parent, child] = option
-    served, total, bound = _solve(keep, arcs)
+    unit = max(keep, default=0.0) or 1.0  # the solver's tolerances are for numbers around one
+    served, total, bound = _solve([cost / unit for cost in keep], {arc: cost / unit for arc, cost in arcs.items()})
     rebuild = {names[child]: best[parent, child] for child, parent in enumerate(served) if parent != child}
     kept = tuple(name for name in names if name not in rebuild)
     gap = (total - bound) / bound if bound > 0 else 0.0
-    return RetentionPlan(kept, rebuild, sum(keep), total, max(0.0, gap) if gap > 1e-9 else 0.0)
+    return RetentionPlan(kept, rebuild, sum(keep), total * unit, gap if gap > 1e-9 else 0.0)
 
 
 def _solve(keep: Sequence[float], arcs: Mapping[tuple[int, int], float]) -> tuple[list[int], float, float]:
@@ -175,18 +180,21 @@ class _Component:
         neighbours: Mapping[int, set[int]],
     ) -> None:
         self.members = members
-        self.keep = {member: keep[member] for member in members}
-        self.servers = {
-            child: sorted(
-                [(0.0, child), *((arcs[parent, child], parent) for parent in neighbours[child] if (parent, child) in arcs)]
-            )
-            for child in members
-        }
-        self.children = {
-            parent: [child for child in neighbours[parent] if (parent, child) in arcs] for parent in members
-        }
+        self.servers: dict[int, list[tuple[float, int]]] = {member: [] for member in members}
+        self.children: dict[int, list[int]] = {member: [] for member in members}
+        for member in members:
+            for other in sorted(neighbours[member]):
+                if (other, member) in arcs:
+                    self.servers[member].append((arcs[other, member], other))
+                    self.children[other].append(member)
+        # A file that rebuilds nothing decides nothing: keeping it is one more way to serve it.
+        self.deciding = [member for member in members if self.children[member]]
+        self.keep = {member: keep[member] if self.children[member] else 0.0 for member in members}
+        for member in members:
+            self.servers[member].append((0.0 if self.children[member] else keep[member], member))
+            self.servers[member].sort()
         self.best = set(members)
-        self.cost = sum(self.keep.values())
+        self.cost = sum(keep[member] for member in members)
         self.bound = 0.0
 
     def assignment(self) -> dict[int, int]:
@@ -194,90 +202,160 @@ class _Component:
         return {child: next(s for _, s in self.servers[child] if s in self.best) for child in self.members}
 
     def solve(self) -> None:
+        most = max(1, _NODE_BUDGET // len(self.members) ** 2)
         pending: list[tuple[float, frozenset[int], frozenset[int]]] = [(0.0, frozenset(), frozenset())]
-        done = 0
-        while pending:
+        for done in range(most + 1):
             pending.sort(key=lambda node: -node[0])
-            floor, opened, closed = pending[-1]
-            if floor >= self.cost * (1 - _EQUAL) or done == _NODES:
+            if not pending or pending[-1][0] >= self.cost * (1 - _EQUAL) or done == most:
                 break
-            pending.pop()
-            done += 1
+            _, opened, closed = pending.pop()
             bound, chosen, slack = self._ascend(opened, closed)
+            if bound < self.cost * (1 - _EQUAL):
+                self._try_plan(chosen, search=done % _SEARCH_EVERY == 0)
             if bound >= self.cost * (1 - _EQUAL):
                 continue
-            self._improve(chosen)
-            undecided = [i for i in chosen if i not in opened and slack[i] <= _EQUAL and self.children[i]]
-            if bound >= self.cost * (1 - _EQUAL) or not undecided:
-                undecided = [i for i in self.members if i not in opened and i not in closed and self.children[i]]
-                if bound >= self.cost * (1 - _EQUAL) or not undecided:
-                    continue
-            branch = max(undecided, key=lambda i: (len(self.children[i]), self.keep[i], -i))
-            pending.append((bound, opened | {branch}, closed))
-            pending.append((bound, opened, closed | {branch}))
+            # What could not be opened, or not be left closed, without costing more than the best plan, is settled.
+            room = self.cost - bound
+            closed |= {i for i, left in slack.items() if left > room and i not in opened}
+            open_ones = [i for i in self.deciding if i not in opened and i not in closed]
+            if open_ones:
+                tight = [i for i in open_ones if i in chosen] or open_ones
+                branch = max(tight, key=lambda i: (len(self.children[i]), self.keep[i], -i))
+                pending.append((bound, opened | {branch}, closed))
+                pending.append((bound, opened, closed | {branch}))
+            else:
+                self._try_plan(set(opened), search=False)
         floors = [floor for floor, _, _ in pending]
-        self.bound = min([self.cost, *floors]) if floors else self.cost
+        self.bound = min([self.cost, *floors])
 
-    def _ascend(
-        self, opened: frozenset[int], closed: frozenset[int]
-    ) -> tuple[float, set[int], dict[int, float]]:
-        """Dual ascent: a lower bound, and the files that it would keep."""
+    def _ascend(self, opened: frozenset[int], closed: frozenset[int]) -> tuple[float, set[int], dict[int, float]]:
+        """A lower bound, the files that it would keep, and what each could still be paid."""
         slack = {i: 0.0 if i in opened else cost for i, cost in self.keep.items() if i not in closed}
-        prices: dict[int, float] = {}
-        levels: dict[int, list[tuple[float, int]]] = {}
-        for child in self.members:
-            levels[child] = [(cost, server) for cost, server in self.servers[child] if server not in closed]
-            if not levels[child]:
+        levels = self.servers
+        if closed:
+            levels = {j: [level for level in levels[j] if level[1] not in closed] for j in self.members}
+            if not all(levels.values()):
                 return math.inf, set(), slack
-            prices[child] = levels[child][0][0]
-        active = list(self.members)
-        while active:
-            still = []
-            for child in active:
-                price = prices[child]
-                near = [server for cost, server in levels[child] if cost <= price + _EQUAL * 1e-6]
-                following = next((cost for cost, _ in levels[child] if cost > price + _EQUAL * 1e-6), math.inf)
-                room = min(slack[server] for server in near)
-                step = min(room, following - price)
-                for server in near:
-                    slack[server] -= step
-                prices[child] = price + step
-                if room > following - price:
-                    still.append(child)
-            active = still
-        chosen = set(opened)
-        tight = 1e-9 * max(self.keep.values())
-        for child in sorted(self.members, key=lambda j: prices[j]):
-            reach = [server for cost, server in levels[child] if cost <= prices[child] + tight]
-            if not any(server in chosen for server in reach):
-                chosen.add(min(reach, key=lambda server: (slack[server] > tight, -len(self.children[server]), server)))
-        return sum(prices.values()) + sum(self.keep[i] for i in opened), chosen, slack
+        dual = _Dual(levels, slack)
+        dual.rise(self.members)
+        for _ in range(_ADJUSTMENTS):
+            before = dual.total()
+            dual.adjust()
+            if dual.total() < before * (1 + _WORTH):
+                break
+        chosen = dual.support(opened, {i: len(self.children[i]) for i in slack})
+        return dual.total() + sum(self.keep[i] for i in opened), chosen, slack
 
-    def _improve(self, chosen: set[int]) -> None:
-        """Make a plan of the chosen files: keep what nothing else serves, then open and close single files."""
-        kept = set(chosen)
+    def _try_plan(self, chosen: set[int], *, search: bool) -> None:
+        """Take a plan if it is the best so far: keep what nothing else serves, then maybe open and close files."""
+        kept = {*chosen, *(member for member in self.members if not self.children[member])}
         for child in self.members:
             if not any(server in kept for _, server in self.servers[child]):
                 kept.add(child)
+        waiting = self.deciding if search else []
         for _ in range(_ROUNDS):
-            changed = False
-            for member in self.members:
-                before = self._local_cost(member, kept)
-                kept ^= {member}
-                if self._local_cost(member, kept) < before - _EQUAL * max(before, 1e-300) * 100:
-                    changed = True
-                else:
-                    kept ^= {member}
-            if not changed:
+            changed: set[int] = set()
+            for member in waiting:
+                around = [*self.children[member], *(server for _, server in self.servers[member])]
+                moves = [(member,), *((member, other) for other in around if other != member and self.children[other])]
+                if any(self._flip(move, kept) for move in moves):
+                    changed |= {member, *around}
+            waiting = sorted(member for member in changed if self.children[member])
+            if not waiting:
                 break
         cost = sum(self._served_cost(child, kept) for child in self.members) + sum(self.keep[i] for i in kept)
         if cost < self.cost:
             self.best, self.cost = kept, cost
 
-    def _local_cost(self, member: int, kept: set[int]) -> float:
-        """The part of a plan's cost that changes when `member` is kept or not."""
-        own = self.keep[member] if member in kept else 0.0
-        return own + self._served_cost(member, kept) + sum(self._served_cost(child, kept) for child in self.children[member])
+    def _flip(self, members: tuple[int, ...], kept: set[int]) -> bool:
+        """Open what is closed of some and close what is open, if that makes the plan cheaper."""
+        touched = {child for member in members for child in (member, *self.children[member])}
+        before = self._part(members, touched, kept)
+        kept ^= set(members)
+        if self._part(members, touched, kept) < before * (1 - _EQUAL) - _EQUAL:
+            return True
+        kept ^= set(members)
+        return False
+
+    def _part(self, members: tuple[int, ...], touched: set[int], kept: set[int]) -> float:
+        """The part of a plan's cost that depends on whether `members` are kept."""
+        own = sum(self.keep[member] for member in members if member in kept)
+        return own + sum(self._served_cost(child, kept) for child in touched)
 
     def _served_cost(self, child: int, kept: set[int]) -> float:
         return next((cost for cost, server in self.servers[child] if server in kept), math.inf)
+
+
+class _Dual:
+    """What each file would pay to be served, raised until every server that it could pay for is paid for."""
+
+    def __init__(self, levels: Mapping[int, list[tuple[float, int]]], slack: dict[int, float]) -> None:
+        self.levels = levels
+        self.slack = slack
+        self.prices = {child: own[0][0] for child, own in levels.items()}
+
+    def total(self) -> float:
+        return sum(self.prices.values())
+
+    def rise(self, children: Iterable[int]) -> None:
+        """Raise the prices of some as far as it goes, level by level, in turn."""
+        active = list(children)
+        while active:
+            still = []
+            for child in active:
+                own, price = self.levels[child], self.prices[child]
+                count = self._near(own, price + _EQUAL)
+                room = min(self.slack[server] for _, server in own[:count])
+                rise = own[count][0] - price if count < len(own) else math.inf
+                step = min(room, rise)
+                if step > 0:
+                    for _, server in own[:count]:
+                        self.slack[server] -= step
+                    self.prices[child] = price + step
+                if room > rise:
+                    still.append(child)
+            active = still
+
+    def adjust(self) -> None:
+        """Take from those who pay several servers, and let others who pay one of those rise instead."""
+        payers: dict[int, list[int]] = defaultdict(list)
+        for child, own in self.levels.items():
+            for cost, server in own:
+                if cost < self.prices[child] - _TIGHT:
+                    payers[server].append(child)
+        for child, own in self.levels.items():
+            price = self.prices[child]
+            paid = [(cost, server) for cost, server in own if cost < price - _TIGHT]
+            if len(paid) < 2:
+                continue
+            below = paid[-1][0]
+            for _, server in paid:
+                self.slack[server] += price - below
+            self.prices[child] = below
+            # First those whom only one of these servers holds back.
+            others = {other for _, server in paid for other in payers[server] if other != child}
+            single = [other for other in sorted(others) if sum(self.slack[s] <= _TIGHT for s in self._paid(other)) == 0]
+            self.rise(single)
+            self.rise(sorted(others))
+            self.rise([child])
+
+    def support(self, opened: Iterable[int], weight: Mapping[int, int]) -> set[int]:
+        """Servers that are paid in full, enough of them for everybody."""
+        chosen = set(opened)
+        for child in sorted(self.levels, key=lambda j: self.prices[j]):
+            own = self.levels[child]
+            reach = [server for _, server in own[: self._near(own, self.prices[child] + _TIGHT)]]
+            if not any(server in chosen for server in reach):
+                chosen.add(min(reach, key=lambda server: (self.slack[server] > _TIGHT, -weight[server], server)))
+        return chosen
+
+    def _paid(self, child: int) -> list[int]:
+        own = self.levels[child]
+        return [server for _, server in own[: self._near(own, self.prices[child] + _EQUAL)]]
+
+    @staticmethod
+    def _near(own: list[tuple[float, int]], price: float) -> int:
+        count = 1
+        while count < len(own) and own[count][0] <= price:
+            count += 1
+        return count

@@ -83,7 +83,8 @@ def table_cells(kind: str, text: str, columns: Sequence[Column], rows: int) -> C
 
 
 def _too_long(kept: int, rows: int) -> ReadError:
-    return ReadError(f"{kept:,} of {rows:,} rows are kept of this table", reason="too-large", hint="ask the file itself")
+    what = f"{kept:,} of {rows:,} rows are kept of this table"
+    return ReadError(what, reason="too-large", hint="ask the file itself")
 
 
 def _records(kind: str, text: str, names: Sequence[str]) -> list[list[str]]:

@@ -48,7 +48,8 @@ def _batches(source: Source) -> Iterator[Cells]:
     elif kind in ("parquet", "arrow"):
         yield from _arrow_batches(source, kind)
     else:
-        raise ReadError(f"{source.name}: {kind} holds no single table", reason="unsupported", hint="give a CSV or Parquet")
+        what = f"{source.name}: {kind} holds no single table"
+        raise ReadError(what, reason="unsupported", hint="give a CSV or a Parquet file")
 
 
 def _delimited(source: Source, kind: str) -> Cells:
@@ -80,4 +81,3 @@ def _arrow_batches(source: Source, kind: str) -> Iterator[Cells]:
             yield arrow_cells(schema.empty_table(), names)
     except (pa.ArrowException, OSError) as error:
         raise source.broken(f"not a valid {kind} file ({str(error)[:200]})") from error
-

@@ -17,6 +17,7 @@ KNOWN = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "olmoe", "qwen2_moe", 
 LARGEST_COUNT = 1 << 24
 """No dimension of a decoder is larger; a header that claims more is damaged or hostile."""
 
+LARGEST_DEPTH = 1 << 14
 GGUF_ARCHITECTURES = {
     "llama": "llama",
     "qwen2": "qwen2",
@@ -86,6 +87,8 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     sliding_from: int = 0
+    output_bias: bool = False
+    mlp_bias: bool = False
 
     def check(self, where: str) -> ModelConfig:
         """Return self when the sizes make sense together; raise `ModelError` naming `where` and the field if
@@ -96,6 +99,8 @@ class ModelConfig:
             is_count = field.type == "int" and field.name != "sliding_from"
             if is_count and not 0 < value <= LARGEST_COUNT:
                 raise ModelError(f"{where}: {field.name} is {value}, expected 1 to {LARGEST_COUNT}")
+        if self.n_layers > LARGEST_DEPTH:
+            raise ModelError(f"{where}: n_layers is {self.n_layers}, expected 1 to {LARGEST_DEPTH}")
         if self.n_heads % self.n_kv_heads:
             raise ModelError(f"{where}: {self.n_heads} heads cannot share {self.n_kv_heads} key heads evenly")
         if self.head_dim % 2:
@@ -198,6 +203,8 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
         bos_id=read.get("bos_token_id", int, None),
         eos_ids=eos_ids,
         sliding_from=window_from,
+        output_bias=read.get("attention_bias", bool, False),
+        mlp_bias=read.get("mlp_bias", bool, False),
     ).check(where)
 
 
@@ -231,7 +238,8 @@ def _hf_rope_scaling(rope: Mapping[str, Any], where: str) -> Mapping[str, Any] |
         return None
     if kind not in ("linear", "llama3", "yarn"):
         raise ModelError(f"{where}: rotary scaling {kind!r} is not supported, only linear, llama3 and yarn")
-    return _numbers({**rope, "type": kind}, where)
+    rule = {key: value for key, value in rope.items() if key not in ("type", "rope_type", "rope_theta")}
+    return _numbers({**rule, "type": kind}, where)
 
 
 def _numbers(scaling: dict[str, Any], where: str) -> Mapping[str, Any]:
@@ -258,12 +266,12 @@ def _hf_experts(read: _Reader, arch: str, layers: int) -> MoEConfig | None:
     if step < 1 or not all(isinstance(layer, int) for layer in listed):
         raise ModelError(f"{read.where}: decoder_sparse_step {step} and mlp_only_layers {listed} make no sense")
     return MoEConfig(
-        read.get("num_experts", int),
+        read.get("num_experts", int, None) or read.get("num_local_experts", int),
         read.get("num_experts_per_tok", int),
         read.get("moe_intermediate_size", int),
         read.get("shared_expert_intermediate_size", int, 0) if arch == "qwen2_moe" else 0,
         read.get("norm_topk_prob", bool, False),
-        tuple(layer for layer in range(min(layers, LARGEST_COUNT)) if layer in listed or (layer + 1) % step),
+        tuple(layer for layer in range(min(layers, LARGEST_DEPTH)) if layer in listed or (layer + 1) % step),
     )
 
 
@@ -310,6 +318,8 @@ def config_from_gguf(
         max_position=read.get("context_length", int),
         bos_id=_Reader(metadata, where).get("tokenizer.ggml.bos_token_id", int, None),
         eos_ids=_gguf_eos(metadata, where),
+        output_bias="blk.0.attn_output.bias" in tensor_shapes,
+        mlp_bias="blk.0.ffn_up.bias" in tensor_shapes,
     ).check(where)
 
 

@@ -199,13 +199,15 @@ class CpuEngine:
         )  # fmt: skip
 
     def _turn_up_to(self, length: int) -> None:
-        """Extend the table of rotary angles; by doubling, so that it is made a few times only."""
-        half = self.config.head_dim // 2
-        known = len(self._cosine) // half
+        """Extend the tables of rotary angles; by doubling, so that they are made a few times only."""
+        size, interleaved = self.config.head_dim, self.config.rope_style == "interleaved"
+        known = len(self._cosine) // size
         if length > known:
             angles = np.arange(max(length, 2 * known, 1024))[:, None] * self._frequencies
-            self._cosine = (np.cos(angles) * self._magnitude).astype(np.float32).reshape(-1)
-            self._sine = (np.sin(angles) * self._magnitude).astype(np.float32).reshape(-1)
+            cosine, sine = np.cos(angles) * self._magnitude, np.sin(angles) * self._magnitude
+            order = np.argsort(np.tile(np.arange(size // 2), 2), kind="stable") if interleaved else np.arange(size)
+            self._cosine = np.concatenate((cosine, cosine), axis=1)[:, order].astype(np.float32).reshape(-1)
+            self._sine = np.concatenate((-sine, sine), axis=1)[:, order].astype(np.float32).reshape(-1)
 
     def _room_for(self, tokens: int, length: int) -> cpu_step.Scratch:
         have_tokens, have_length = self._scratch_for
@@ -240,6 +242,7 @@ class CpuEngine:
             more=floats(threads, sums),
             scores=floats(threads, group * (CHUNK + 16)),
             queries=floats(threads, group * config.head_dim),
+            twice=floats(threads, 2 * config.head_dim),
             parts=floats(config.n_kv_heads * (length // CHUNK + 1) * unit),
             pair=floats(threads, 2 * unit),
         )

@@ -36,6 +36,7 @@ from windlass.kernels.cpu_gemm import (
     unpack_row,
 )
 from windlass.kernels.meeting import meet
+from windlass.kernels.simd import LANES, add_float, load_float, store_float
 
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
 """Rows of `plan[layer]`: the matrices of a layer; of the row after the last layer: embedding and head."""
@@ -101,6 +102,7 @@ class Scratch(NamedTuple):
     more: Any
     scores: Any
     queries: Any
+    twice: Any
     parts: Any
     pair: Any
 
@@ -120,18 +122,22 @@ def _store(
     sums: Any, sums_at: int, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int,
     add: bool,
 ) -> None:  # fmt: skip
-    """Write (or add) `rows` of each token's 16 sums to `out[out_at + token * stride]`."""
+    """Write (or add) `rows` of each token's sums, of whole tiles but the last, to `out[out_at + token * stride]`."""
     for token in range(count):
         target, source = out_at + token * stride, sums_at + 16 * token
-        if bias_at >= 0:
-            for row in range(rows):
-                sums[source + row] += floats[bias_at + row]
-        if add:
-            for row in range(rows):
-                out[target + row] += sums[source + row]
-        else:
-            for row in range(rows):
-                out[target + row] = sums[source + row]
+        whole = rows // LANES * LANES
+        for row in range(0, whole, LANES):
+            value = load_float(sums, source + row)
+            if bias_at >= 0:
+                value = add_float(value, load_float(floats, bias_at + row))
+            if add:
+                value = add_float(value, load_float(out, target + row))
+            store_float(out, target + row, value)
+        for row in range(whole, rows):
+            single = sums[source + row]
+            if bias_at >= 0:
+                single += floats[bias_at + row]
+            out[target + row] = single + (out[target + row] if add else np.float32(0))
 
 
 @compiled
@@ -213,17 +219,21 @@ def _quantize(
 @compiled
 def _turn(
     x: Any, at: int, heads: int, size: int, norm_at: int, floats: Any, eps: float, scale: float, cosine: Any, sine: Any,
-    angle: int, interleaved: bool, out: Any,
+    angle: int, interleaved: bool, twice: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Norm (when `norm_at` is not -1), scale and turn `heads` heads of `x` from `at` into `out`."""
-    for i in range(heads * size):
-        out[i] = x[at + i] * scale
+    """Norm (when `norm_at` is not -1), scale and turn `heads` heads of `x` from `at` into `out`.
+
+    `twice` is scratch for two heads.
+    """
     for head in range(heads):
+        source, from_ = (x, at + head * size) if norm_at < 0 else (twice, 0)
         if norm_at >= 0:
-            normalize(x, at + head * size, size, floats, norm_at, eps, out, head * size)
-            for i in range(head * size, (head + 1) * size):
-                out[i] *= scale
-        rotate(out, head * size, size, cosine, sine, angle, interleaved)
+            normalize(x, at + head * size, size, floats, norm_at, eps, twice, 0)
+        for i in range(0, size, LANES):
+            value = load_float(source, from_ + i)
+            store_float(twice, i, value)
+            store_float(twice, size + i, value)
+        rotate(twice, 0, size, cosine, sine, angle, interleaved, scale, out, head * size)
 
 
 _INT, _FLOAT, _FLAG = types.int64, types.float64, types.boolean
@@ -240,7 +250,7 @@ PROJECT_GATED = Compiled(
 QUANTIZE = Compiled(_quantize, types.void(_INT, _INT, _INT, _F32, _INT, _F32, _INT, _FLOAT, _F32, *_ROUNDED))
 TURN = Compiled(
     _turn,
-    types.void(_F32, _INT, _INT, _INT, _INT, _F32, _FLOAT, types.float32, _F32, _F32, _INT, _FLAG, _F32),
+    types.void(_F32, _INT, _INT, _INT, _INT, _F32, _FLOAT, types.float32, _F32, _F32, _INT, _FLAG, _F32, _F32),
 )
 call_project, call_project_gated, call_quantize, call_turn = (
     caller(kernel.signature) for kernel in (PROJECT, PROJECT_GATED, QUANTIZE, TURN)
@@ -262,7 +272,7 @@ def _store_keys(
     base = token * (heads + 2 * key_heads) * size
     arguments = (
         s.qkv, base + (heads + head) * size, 1, size, w.extras[layer, K_NORM], w.floats, w.eps, np.float32(1),
-        w.cosine, w.sine, batch.positions[token] * (size // 2), w.sizes[INTERLEAVED] == 1, s.normed[thread],
+        w.cosine, w.sine, batch.positions[token] * size, w.sizes[INTERLEAVED] == 1, s.twice[thread], s.normed[thread],
     )  # fmt: skip
     call_turn(w.calls[TURN_CALL], arguments)
     slot, page_tokens = batch.slots[token], w.sizes[PAGE_TOKENS]
@@ -276,11 +286,11 @@ def _store_keys(
 def _turn_queries(token: int, head: int, layer: int, w: Weights, batch: Batch, s: Scratch, thread: int) -> None:
     """The queries of the group of a key head, turned and scaled, into this thread's `queries`."""
     heads, key_heads, size = w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
-    group, scale = heads // key_heads, np.float32(1.0 / math.sqrt(size))
+    group, scale = heads // key_heads, np.float32(math.log2(math.e) / math.sqrt(size))
     at = (token * (heads + 2 * key_heads) + head * group) * size
     arguments = (
         s.qkv, at, group, size, w.extras[layer, Q_NORM], w.floats, w.eps, scale, w.cosine, w.sine,
-        batch.positions[token] * (size // 2), w.sizes[INTERLEAVED] == 1, s.queries[thread],
+        batch.positions[token] * size, w.sizes[INTERLEAVED] == 1, s.twice[thread], s.queries[thread],
     )  # fmt: skip
     call_turn(w.calls[TURN_CALL], arguments)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from windlass.core.program import ITEM_BYTES, OpCost
 from windlass.models.block_formats import Floats
 
 
@@ -26,6 +27,17 @@ class LinearOp(Protocol):
         ...
 
     def __call__(self, x: Any) -> Any: ...
+
+    def cost(self, tokens: int) -> OpCost:
+        """What the product asks of a device for `tokens` rows."""
+        ...
+
+
+def product_cost(linear: LinearOp, tokens: int, dtype: str) -> OpCost:
+    """Weights read once, rows read and written once, a multiply-add for each weight and row."""
+    m, n, k = tokens, linear.out_features, linear.in_features
+    rows = m * (n + k) * ITEM_BYTES[dtype]
+    return OpCost(2.0 * m * n * k, linear.nbytes + rows, dtype, "gemm", (m, n, k))
 
 
 @dataclass(frozen=True)
@@ -53,3 +65,6 @@ class DenseLinear:
     def __call__(self, x: Floats) -> Floats:
         y = x @ self.weight.T
         return y if self.bias is None else y + self.bias
+
+    def cost(self, tokens: int) -> OpCost:
+        return product_cost(self, tokens, "fp32")

@@ -48,14 +48,16 @@ class WeightSource(Protocol):
 
 
 def open_weights(path: Path) -> WeightSource:
-    """Open a `.gguf` file or a folder with `config.json` and safetensors.
+    """Open a `.gguf` file, a folder with `config.json` and safetensors, or a folder that windlass saved.
 
     Raises:
         NotFound: nothing is there.
         ModelError: what is there is not a model that can be read.
     """
     if path.is_dir():
-        return SafetensorsSource(path)
+        from windlass.models.saved_model import SavedSource, is_saved_model
+
+        return SavedSource(path) if is_saved_model(path) else SafetensorsSource(path)
     if not path.exists():
         raise NotFound(f"no such model: {path}", hint="give a .gguf file or a Hugging Face folder")
     return GGUFSource(path)

@@ -91,18 +91,21 @@ class FairQueue:
             if not weight > 0:
                 raise UsageError(f"the weight of tenant {tenant!r} is {weight}, expected more than 0")
         self._lines: dict[str, FirstCome] = {}
+        self._count = 0
         self.served: dict[str, float] = {}
         """Weighted service of each tenant so far, lifted when it comes back after a pause."""
         self._last_gone = 0.0
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self._lines.values())
+        return self._count
 
     def push(self, seq: Sequence) -> None:
         self._line_of(seq).push(seq)
+        self._count += 1
 
     def push_front(self, seq: Sequence) -> None:
         self._line_of(seq).push_front(seq)
+        self._count += 1
 
     def head(self) -> Sequence | None:
         if not self._lines:
@@ -118,7 +121,9 @@ class FairQueue:
         tenant = seq.request.tenant
         line = self._lines.get(tenant)
         if line is not None:
+            before = len(line)
             line.remove(seq)
+            self._count -= before - len(line)
             if not len(line):
                 del self._lines[tenant]
                 self._last_gone = self.served[tenant]

@@ -61,8 +61,9 @@ class Efficiency:
         start: Seconds of any kernel, however small.
         quantised: 0 to 1, how much a last, partly filled wave of tiles costs.
         attention_compute, attention_memory: The same parts for attention.
-        elementwise_memory: Part of the bandwidth that a normalisation or an activation reaches.
-        error: Mean relative error of matrix products on the rows of the fit, or a guess.
+        elementwise_memory, elementwise_start: Part of the bandwidth that a normalisation or an activation reaches,
+            and its seconds before that.
+        error, attention_error, elementwise_error: Mean relative error of each class on measured rows, or a guess.
         fitted_on: The table it comes from; empty when nobody measured the device.
     """
 
@@ -74,7 +75,10 @@ class Efficiency:
     attention_compute: float = 0.45
     attention_memory: float = 0.70
     elementwise_memory: float = 0.70
+    elementwise_start: float = 4e-6
     error: float = _UNMEASURED
+    attention_error: float = _UNMEASURED
+    elementwise_error: float = _UNMEASURED
     fitted_on: str = ""
 
 
@@ -189,7 +193,7 @@ def hardware(name: str) -> HardwareSpec:
 
 def devices() -> tuple[HardwareSpec, ...]:
     """Every row of the catalogue."""
-    return tuple(_device(row["name"]) for row in _catalogue()["device"])
+    return tuple(_device(row["name"]) for row in catalogue()["device"])
 
 
 def fabric(name: str) -> Fabric:
@@ -198,7 +202,7 @@ def fabric(name: str) -> Fabric:
     Raises:
         NotFound: no such row.
     """
-    for row in _catalogue()["fabric"]:
+    for row in catalogue()["fabric"]:
         if row["name"] == name.lower():
             return Fabric(
                 name=row["name"],
@@ -208,25 +212,26 @@ def fabric(name: str) -> Fabric:
                 medium=row.get("medium"),
                 source=row["source"],
             )
-    known = ", ".join(row["name"] for row in _catalogue()["fabric"])
+    known = ", ".join(row["name"] for row in catalogue()["fabric"])
     raise NotFound(f"unknown fabric {name!r}", hint=f"one of {known}")
 
 
 @cache
-def _catalogue() -> dict[str, Any]:
+def catalogue() -> dict[str, Any]:
+    """The tables of `hardware.toml` as they stand there."""
     return tomllib.loads(files("windlass.sim").joinpath("hardware.toml").read_text(encoding="utf-8"))
 
 
 @cache
 def _index() -> dict[str, str]:
     """Names and aliases -> the name of the row."""
-    rows = _catalogue()["device"]
+    rows = catalogue()["device"]
     return {known: row["name"] for row in rows for known in (row["name"], *row.get("aliases", ()))}
 
 
 @cache
 def _device(name: str) -> HardwareSpec:
-    row = next(row for row in _catalogue()["device"] if row["name"] == name)
+    row = next(row for row in catalogue()["device"] if row["name"] == name)
     unknown = set(row["tflops"]) - set(ITEM_BYTES)
     if unknown:
         raise ValueError(f"hardware.toml, {name}: unknown data type {', '.join(sorted(unknown))}")
@@ -257,17 +262,23 @@ def _tier(row: dict[str, Any]) -> Tier:
 def _efficiency(row: dict[str, Any]) -> Efficiency:
     if "gemm" in row:
         compute, memory, p, start_us, quantised = row["gemm"]["fit"]
+        elementwise_memory, elementwise_start_us = row["elementwise"]["fit"]
         return Efficiency(
             compute=compute,
             memory=memory,
             p=p,
             start=start_us * 1e-6,
             quantised=quantised,
+            elementwise_memory=elementwise_memory,
+            elementwise_start=elementwise_start_us * 1e-6,
             error=row["gemm"]["error"],
+            elementwise_error=row["elementwise"]["error"],
             fitted_on=row["gemm"]["table"],
         )
     if "like" in row:
-        return replace(_device(row["like"]).efficiency, error=_BORROWED, fitted_on=f"borrowed from {row['like']}")
+        lent = _device(row["like"]).efficiency
+        error = max(lent.elementwise_error, _BORROWED)
+        return replace(lent, error=_BORROWED, elementwise_error=error, fitted_on=f"borrowed from {row['like']}")
     return Efficiency()
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from windlass.core.errors import SimulationError, UsageError
 from windlass.sim.engine import Event, Sim, Timer
@@ -38,19 +37,21 @@ class OutOfTier(SimulationError):
         )
 
 
-@dataclass(slots=True, eq=False)
-class Kernel:
-    """One operation on a device: `seconds` when alone, processors and part of the bandwidth that it keeps busy."""
+class Kernel(Event):
+    """One operation on a device; it happens when it is done.
 
-    seconds: float
-    units: float
-    bandwidth: float
-    done: Event
-    left: float = field(init=False)
-    rate: float = 0.0
+    Attributes:
+        seconds: When it runs alone.
+        units, bandwidth: Processors, and part of the memory bandwidth, that it keeps busy.
+        began: When it started to run; NaN while it waits in its stream.
+    """
 
-    def __post_init__(self) -> None:
-        self.left = self.seconds
+    __slots__ = ("bandwidth", "began", "left", "rate", "seconds", "units")
+
+    def __init__(self, sim: Sim, seconds: float, units: float, bandwidth: float, name: str) -> None:
+        super().__init__(sim, name)
+        self.seconds, self.units, self.bandwidth = seconds, units, bandwidth
+        self.left, self.rate, self.began = seconds, 0.0, math.nan
 
 
 class Processor:
@@ -83,9 +84,15 @@ class Processor:
         self._timer: Timer | None = None
 
     def submit(
-        self, seconds: float, *, units: float | None = None, bandwidth: float = 0.0, stream: str = "main"
-    ) -> Event:
-        """Queue a kernel on `stream`; the event happens when it is done.
+        self,
+        seconds: float,
+        *,
+        units: float | None = None,
+        bandwidth: float = 0.0,
+        stream: str = "main",
+        name: str = "kernel",
+    ) -> Kernel:
+        """Queue a kernel on `stream`.
 
         Args:
             seconds: How long it takes alone.
@@ -97,14 +104,15 @@ class Processor:
                 f"{self.name}: a kernel of {seconds} s that uses {bandwidth} of the bandwidth",
                 hint="seconds are finite and not negative, the part is 0 to 1",
             )
-        kernel = Kernel(seconds, self.units if units is None else min(units, self.units), bandwidth, self.sim.event())
+        wanted = self.units if units is None else min(units, self.units)
+        kernel = Kernel(self.sim, seconds, wanted, bandwidth, name)
         queue = self._streams.setdefault(stream, deque())
         queue.append(kernel)
         if len(queue) == 1:
             self._advance()
-            self._running[kernel] = stream
+            self._start(kernel, stream)
             self._share()
-        return kernel.done
+        return kernel
 
     def set_speed(self, speed: float) -> None:
         """Run at `speed` from now on; 0 stands still."""
@@ -122,7 +130,7 @@ class Processor:
         self._running.clear()
         self._share()
         for kernel in lost:
-            kernel.done.fail(error)
+            kernel.fail(error)
 
     def _advance(self) -> None:
         passed = self.sim.now - self._since
@@ -156,10 +164,14 @@ class Processor:
             queue = self._streams[stream]
             queue.popleft()
             if queue:
-                self._running[queue[0]] = stream
+                self._start(queue[0], stream)
         self._share()
         for kernel in over:
-            kernel.done.succeed()
+            kernel.succeed()
+
+    def _start(self, kernel: Kernel, stream: str) -> None:
+        kernel.began = self.sim.now
+        self._running[kernel] = stream
 
 
 class Channel:
@@ -232,7 +244,7 @@ class Network:
         """Flows that cross `channel` now are lost: they fail with `error`."""
         for flow in list(channel.flows):
             self._remove(flow)
-            flow.sent.done = True
+            flow.sent.fail(error)
             flow.fail(error)
 
     def _touch(self, channels: Iterable[Channel]) -> None:

@@ -21,8 +21,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.app.http import content_policy, sign_in
+from windlass.app.http.openai_schema import FOLDER_MODEL
 from windlass.app.http.replies import error_body
-from windlass.app.http.services import FOLDER_MODEL, Caller, Services
+from windlass.app.http.services import Caller, Services
 from windlass.app.http.tenants import LOCAL, Tenant
 
 log = logging.getLogger("windlass.http")

@@ -45,7 +45,7 @@ async def ready(request: Request) -> JSONResponse:
     """200 when questions are taken, 503 while the queue is full or the server stops."""
     services = services_of(request)
     overview = await services.overview()
-    state = "stopping" if services.draining else "ready" if services.queue.has_room else "busy"
+    state = "stopping" if services.draining else "ready" if services.has_room else "busy"
     body = {
         "status": state,
         "indexing": services.progress.snapshot().active,

@@ -86,7 +86,7 @@ def create_app(
             services.batches,
             services.files,
             batch_api.answerer(app, services),
-            idle=lambda: services.queue.depth == 0,
+            idle=lambda: services.idle,
             serves=services.tenants.__contains__,
         )
         running = asyncio.create_task(services.runner.run())

@@ -1,1 +1,1 @@
-"""Benchmarks of models."""
+"""Benchmarks of models: the engine, the encoder, weight formats."""

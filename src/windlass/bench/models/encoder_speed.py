@@ -68,16 +68,17 @@ def _speed(
             return peer.encode(texts, batch_size=best, normalize_embeddings=True)
 
     both = compare(lambda: ours.encode_passages(texts), run, progress=context.progress)
-    rate = dict(better="higher", peer_name="sentence-transformers")
     return [
         metric(
             name, "passages/s", len(texts) / both.ours.wall_median,
-            peer=len(texts) / both.peer.wall_median if both.peer else None, least_ratio=2, note=note, **rate,
-        ),  # type: ignore[arg-type]
+            peer=len(texts) / both.peer.wall_median if both.peer else None, better="higher",
+            peer_name="sentence-transformers", least_ratio=2, note=note,
+        ),
         metric(
             f"{name}, a CPU second", "passages/s", len(texts) / both.ours.cpu_median,
-            peer=len(texts) / both.peer.cpu_median if both.peer else None, **rate,
-        ),  # type: ignore[arg-type]
+            peer=len(texts) / both.peer.cpu_median if both.peer else None, better="higher",
+            peer_name="sentence-transformers",
+        ),
     ]  # fmt: skip
 
 

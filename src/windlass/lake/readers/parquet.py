@@ -68,18 +68,21 @@ def open_batches(source: Source, kind: str, rows: int) -> tuple[Any, Iterator[An
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if kind == "parquet":
-        file = pq.ParquetFile(source.file)
-        own, batches = file.schema_arrow, lambda: file.iter_batches(batch_size=rows, use_threads=False)
-    else:
-        reader = _arrow_reader(source)
-        own = reader.schema
-        if isinstance(reader, pa.ipc.RecordBatchFileReader):
-            batches = lambda: (reader.get_batch(index) for index in range(reader.num_record_batches))  # noqa: E731
+    file = pq.ParquetFile(source.file) if kind == "parquet" else None
+    reader: Any = _arrow_reader(source) if file is None else None
+    own = file.schema_arrow if file is not None else reader.schema
+
+    def batches() -> Iterator[Any]:
+        if file is not None:
+            yield from file.iter_batches(batch_size=rows, use_threads=False)
+        elif isinstance(reader, pa.ipc.RecordBatchFileReader):
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
         else:
-            batches = lambda: iter(reader)  # noqa: E731
+            yield from reader
+
     table = PlainTable(own, batches)
-    return pa.schema([field.with_name(name) for field, name in zip(table.schema, own.names, strict=True)]), table.batches()
+    named = pa.schema([field.with_name(name) for field, name in zip(table.schema, own.names, strict=True)])
+    return named, table.batches()
 
 
 def _arrow_reader(source: Source) -> Any:
