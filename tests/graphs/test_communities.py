@@ -136,7 +136,9 @@ def test_a_prior_brings_in_what_similarity_cannot_see() -> None:
 def test_bands_follow_the_data() -> None:
     random = np.random.default_rng(0)
     crowd = Graph.from_edges(random.integers(0, 40, 60_000), random.integers(40, 3040, 60_000), directed=True)
-    sparse = Graph.from_edges(random.integers(0, 50_000, 20_000), random.integers(50_000, 52_000, 20_000), directed=True)
+    sparse = Graph.from_edges(
+        random.integers(0, 50_000, 20_000), random.integers(50_000, 52_000, 20_000), directed=True
+    )
     crowded = CommunityIndex.build(crowd, K=128, max_candidates=500)
     assert crowded.parameters["rows"] > CommunityIndex.build(sparse, K=128, max_candidates=500).parameters["rows"]
     slots = crowded.parameters["bands"] * crowded.parameters["rows"]

@@ -167,7 +167,7 @@ def test_parts_that_do_not_touch_have_nothing_in_common() -> None:
 def test_tuning_without_labels_is_no_worse_than_the_worst() -> None:
     random = np.random.default_rng(1)
     group = random.integers(0, 8, 4000)
-    ends = (group * 50 + random.integers(0, 50, (2, 4000)))
+    ends = group * 50 + random.integers(0, 50, (2, 4000))
     graph = Graph.from_edges(*ends, num_nodes=400)
     model = FastRP(32, seed=1).tune(graph, trials=4)
     assert model.score_ > 0.8 and -1 <= model.beta <= 0 and model.embedding_.shape == (400, 32)

@@ -99,7 +99,9 @@ def test_what_waits_completes_what_is_settled(seed: int, threshold: float) -> No
     ids_all = np.tile(np.arange(60, dtype=np.int32), 60)
     visits = np.round(whole * 2**16).clip(0, 65535).astype(np.uint16)
     scales = (reach / np.maximum(visits.sum(1), 1)).astype(np.float32)
-    ids, scores, _, _ = work.run(nodes, values / reach[nodes], 0.15, threshold, (offsets, ids_all, visits.ravel(), scales))
+    ids, scores, _, _ = work.run(
+        nodes, values / reach[nodes], 0.15, threshold, (offsets, ids_all, visits.ravel(), scales)
+    )
     closed = np.zeros(60)
     closed[ids] = scores
     np.testing.assert_allclose(closed, exact, atol=2e-3 * left + 1e-9)

@@ -301,9 +301,7 @@ def _in_threads(rows: Graph, work: Callable[[int, int], None]) -> None:
             pass
 
 
-def _spread(
-    rows: Graph, source: NDArray[np.float32], out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def _spread(rows: Graph, source: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Means of the neighbours' rows, in blocks of columns that stay in the cache from one row to the next."""
     out = np.empty((rows.num_nodes, source.shape[1]), np.float32) if out is None else out
     inverse = np.where(rows.strengths > 0, 1 / np.where(rows.strengths > 0, rows.strengths, 1), 0).astype(np.float32)

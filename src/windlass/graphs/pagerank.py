@@ -250,9 +250,7 @@ class Workplace:
             a.result, a.residue, a.flags, a.queue, a.reached,
         )  # fmt: skip
         offsets, ids, visits, scales = fingerprints or _NO_FINGERPRINTS
-        count, entries = close(
-            a.reached, seen, offsets, ids, visits, scales, a.result, a.residue, a.flags, a.settled
-        )
+        count, entries = close(a.reached, seen, offsets, ids, visits, scales, a.result, a.residue, a.flags, a.settled)
         scores = np.empty(count)
         left = collect(a.reached, seen, a.settled, count, a.result, a.residue, a.flags, scores)
         return a.settled[:count].copy(), scores, arcs + entries, left

@@ -102,9 +102,7 @@ def fingerprint_nodes(
         start = np.int64(nodes[place])
         if used + min(counts.size, walks * (max_steps + 1)) > ids.size:
             return place
-        seen, total = count_visits(
-            indptr, indices, prefix, start, walks, restart, max_steps, seed, counts, touched
-        )
+        seen, total = count_visits(indptr, indices, prefix, start, walks, restart, max_steps, seed, counts, touched)
         kept, moved = seen, 0
         if 0 < most < seen:
             # The start is always the first that was touched, and stays.

@@ -69,9 +69,7 @@ def rank(
     from windlass.graphs.pagerank import personalized_pagerank
 
     opened = Graph.open(graph)
-    found = personalized_pagerank(
-        opened, _numbers(opened, seeds), restart=restart, tol=1e-6, method="push", top=top
-    )
+    found = personalized_pagerank(opened, _numbers(opened, seeds), restart=restart, tol=1e-6, method="push", top=top)
     ids, scores = found[0]
     _show(opened.ids(ids), {"score": scores.tolist()}, out, as_json)
 

@@ -9,9 +9,9 @@ from windlass.core.randomness import integers, uniform
 from windlass.graphs.graph import Graph
 
 
-def grouped_graph(nodes: int, edges: int, seed: int, *, groups: int = 20, inside: float = 0.7) -> tuple[
-    Graph, NDArray[np.int64]
-]:
+def grouped_graph(
+    nodes: int, edges: int, seed: int, *, groups: int = 20, inside: float = 0.7
+) -> tuple[Graph, NDArray[np.int64]]:
     """An undirected graph whose degrees follow a power law (exponent about 2.5), and each node's group.
 
     A share `inside` of the edges joins nodes of one group; the rest joins any two.
@@ -31,9 +31,9 @@ def grouped_graph(nodes: int, edges: int, seed: int, *, groups: int = 20, inside
     return Graph.from_edges(order[first.clip(0, nodes - 1)], order[second], num_nodes=nodes), group
 
 
-def follower_arcs(accounts: int, arcs: int, seed: int, *, groups: int) -> tuple[
-    NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
-]:
+def follower_arcs(
+    accounts: int, arcs: int, seed: int, *, groups: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Sources and targets of follower arcs over `accounts` accounts, and each account's group.
 
     A follower points at accounts of one group four times in five, at any otherwise.

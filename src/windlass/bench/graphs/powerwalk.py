@@ -45,9 +45,7 @@ def run(context: BenchContext) -> BenchReport:
     )
 
 
-def _speed(
-    context: BenchContext, graph: Graph, index: PPRIndex, sources: list[int], truth: np.ndarray
-) -> list[Metric]:
+def _speed(context: BenchContext, graph: Graph, index: PPRIndex, sources: list[int], truth: np.ndarray) -> list[Metric]:
     def single() -> list[Any]:
         return [index.query(node, accuracy=_WANTED, top=_TOP)[0] for node in sources]
 
@@ -65,9 +63,7 @@ def _speed(
             return [ranker.fit_predict(matrix, {node: 1}) for node in few]
 
     both = compare(single, run_peer, progress=context.progress)
-    batch = compare(
-        lambda: index.query_batch(sources, accuracy=_WANTED, top=_TOP), None, progress=context.progress
-    )
+    batch = compare(lambda: index.query_batch(sources, accuracy=_WANTED, top=_TOP), None, progress=context.progress)
     found = [ids for ids, _ in both.ours.result]
     quality = float(np.mean([_share(row, ids) for row, ids in zip(truth, found, strict=True)]))
     rate = len(sources) / both.ours.wall_median

@@ -1,4 +1,4 @@
-"""The embedding model beside `sentence-transformers` on the same folder: passages a second and how near the vectors are.
+"""The embedding model beside `sentence-transformers` on the same folder: passages a second, how near the vectors are.
 
 The peer runs in float32 with the batch size that was best for it in a short trial; both sides get the same number of
 threads and the same texts.
@@ -32,7 +32,7 @@ _BATCH_SIZES = (4, 8, 32)
 
 
 def encoder_rows(context: BenchContext) -> list[Metric]:
-    """Metrics on passages of 160 words and on a mixture of 4 to 160 words, with two cores and (not in quick mode) with one.
+    """Metrics on passages of 160 words and of 4 to 160 words, with two cores and (not in quick mode) with one.
 
     Raises:
         ModelError: The default encoder is not installed.
