@@ -44,7 +44,8 @@ def projection(n: int, dim: int, kind: str, seed: int) -> np.ndarray:
 def formula(model: FastRP, graph: Graph) -> np.ndarray:
     adjacency = dense(graph)
     if graph.directed and model.direction != "out":
-        adjacency = adjacency.T if model.direction == "in" else adjacency + adjacency.T
+        both = adjacency + adjacency.T if graph.weights is not None else np.maximum(adjacency, adjacency.T)
+        adjacency = adjacency.T if model.direction == "in" else both
     rows, columns = adjacency.sum(1), adjacency.sum(0)
     walk = adjacency / np.where(rows > 0, rows, 1)[:, None]
     loads = (np.where(columns > 0, columns, 1) / adjacency.sum()) ** model.beta
@@ -61,7 +62,7 @@ def formula(model: FastRP, graph: Graph) -> np.ndarray:
     return total
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 999), dim=st.integers(1, 200), beta=st.sampled_from([-1.0, -0.6, 0.0, 0.5]),
     weights=st.lists(st.sampled_from([0.0, 1.0, -2.0, 6.0]), min_size=1, max_size=5).filter(any),
