@@ -231,7 +231,7 @@ def test_a_second_question_finds_the_first_ones_pages(served: Any) -> None:
 def test_clients_that_vanish_leave_nothing_behind(served: Any) -> None:
     """Fifty clients hang up in the middle of a stream; `served` then finds no page in use."""
     body = json.dumps({"model": MODEL, "messages": HELLO, "max_tokens": 400, "stream": True, "temperature": 1.0})
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     reached = []
 
