@@ -264,7 +264,8 @@ def _features(
     target = {*other.about, *parent_words}
     matched = {word for word in own.about if word in target}
     short = {word for word in own.about if word not in target and _abbreviates(word, (*parent_words, *other.about))}
-    covered_words = {part for part in parent_words if any(_stands_for(word, part) for word in own.about)}
+    named_words = sum(any(_stands_for(word, part) for word in own.about) for part in parent_words)
+    covered = max([named_words, *(_abbreviates(word, parent_words) for word in own.about)])
     letters = max(
         _alike(column.profile.name, key.profile.name) if other.about else 0.0,
         _alike(column.profile.name, parent.profile.name),
@@ -272,7 +273,7 @@ def _features(
     )
     heads = {words[-1] for words in (parent_words, other.about) if words}
     head = bool(own.about) and any(_stands_for(own.about[-1], word) for word in heads)
-    head = head or (bool(own.about) and _abbreviates(own.about[-1], parent_words))
+    head = head or (bool(own.about) and _abbreviates(own.about[-1], parent_words) > 0)
     same = bool(other.about) and own.about == other.about
     named = any(_alike(word, name) >= 0.75 for word in own.about for name in parent_words)
     dense_parent, dense_child = _is_dense(key.profile), _is_dense(column.profile)
@@ -291,7 +292,7 @@ def _features(
             float(named),
             float(bool(short)),
             float(head),
-            len(covered_words) / len(parent_words) if parent_words else 0.0,
+            covered / len(parent_words) if parent_words else 0.0,
             float(own.is_key),
             float(other.is_key),
             float(key.place == 0),
@@ -325,21 +326,24 @@ def _stands_for(word: str, whole: str) -> bool:
 
 
 @cache
-def _abbreviates(word: str, whole: tuple[str, ...]) -> bool:
-    """Whether a word is put together from beginnings of others in their order: `hdemo` of `household demographics`."""
+def _abbreviates(word: str, whole: tuple[str, ...]) -> int:
+    """Of how many words in their order the beginnings make up a word: 2 for `hdemo` and `household demographics`."""
     if len(word) < 3 or not word.isalpha():
-        return False
+        return 0
 
-    def fits(rest: str, place: int) -> bool:
+    def most(rest: str, place: int) -> int:
+        """How many words the rest takes, far below 0 when it cannot be made up."""
         if not rest:
-            return True
-        return any(
-            rest.startswith(whole[later][:length]) and fits(rest[length:], later + 1)
+            return 0
+        ways = [
+            1 + most(rest[length:], later + 1)
             for later in range(place, len(whole))
             for length in range(min(len(rest), len(whole[later])), 0, -1)
-        )
+            if rest.startswith(whole[later][:length])
+        ]
+        return max(ways, default=-len(whole) - 1)
 
-    return fits(word, 0)
+    return max(0, most(word, 0))
 
 
 def _singular(word: str) -> str:

@@ -124,7 +124,7 @@ class _Maker:
         self.nouns = self.draw.sample(_NOUNS, min(tables, len(_NOUNS)))
         # Names of two words, which references abbreviate.
         self.nouns = [
-            f"{noun}_{self.draw.choice(_NOUNS)}" if self.draw.random() < 0.25 else noun for noun in self.nouns
+            f"{noun}_{self.draw.choice(_NOUNS)}" if self.draw.random() < 0.35 else noun for noun in self.nouns
         ]
         self.database = Database(f"generated {seed}", [])
         self.style = self.draw.randrange(len(_STYLES))
@@ -154,7 +154,7 @@ class _Maker:
             columns[name] = self.keys[noun][1]
         for parent in parents:
             key, values = self.keys[parent]
-            roles = self.draw.sample(_ROLES, 2) if self.draw.random() < 0.15 else [""]
+            roles = self.draw.sample(_ROLES, 2) if self.draw.random() < 0.25 else [""]
             for role in roles:
                 name = reference(parent, self.short[noun], self.short[parent])
                 name = f"{role}_{name}" if role else name
@@ -200,7 +200,13 @@ class _Maker:
         return [f"{letter}{number:05}" for number in self.draw.sample(range(99_999), rows)]
 
     def references(self, values: Sequence[str], rows: int) -> list[str]:
-        known = self.draw.sample(list(values), max(2, int(len(values) * self.draw.uniform(0.4, 1))))
+        count = max(2, int(len(values) * self.draw.uniform(0.4, 1)))
+        # What is referred to is often one stretch of the keys: the newest customers, the dates of one year.
+        start = self.draw.randrange(len(values) - count + 1) if len(values) > count else 0
+        stretch = self.draw.random() < 0.4
+        known = (
+            list(values[start : start + count]) if stretch else self.draw.sample(list(values), min(count, len(values)))
+        )
         dangling = 0.02 if self.draw.random() < 0.05 else 0.0
         missing = 0.1 if self.draw.random() < 0.15 else 0.0
         power = self.draw.choice((1, 2))
