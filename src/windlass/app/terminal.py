@@ -33,6 +33,7 @@ _TITLES = {
     "contain": "Looking for tables in tables",
     "shingle": "Cutting texts into word sequences",
     "compare": "Looking for near-copies",
+    "join": "Looking for joins",
     "recipes": "Trying recipes",
     "verify": "Verifying",
     "embed": "Embedding passages",
@@ -142,6 +143,7 @@ def print_card(overview: Overview, report: IndexReport | None) -> None:
             add("", f"{printable(group[0])} = {_some([printable(path) for path in group[1:]], 3)}")
     _add_contained(add, overview)
     _add_near_copies(add, overview)
+    _add_joins(add, overview)
     _add_reasons(add, "not readable", [(path, f"{reason}: {text}") for path, reason, text in overview.failed])
     _add_reasons(add, "skipped", overview.skipped)
     if report is not None:
@@ -286,6 +288,14 @@ def _add_near_copies(add: Callable[[str, str], None], overview: Overview) -> Non
         add(title, f"{printable(pair.second)} has {pair.similarity:.0%} in common with {printable(pair.first)}")
     if len(overview.near_copies) > _LISTED:
         add("", f"and {len(overview.near_copies) - _LISTED} more")
+
+
+def _add_joins(add: Callable[[str, str], None], overview: Overview) -> None:
+    for number, join in enumerate(overview.joins[:_LISTED]):
+        ends = f"{join.child}.{', '.join(join.columns)} -> {join.parent}.{', '.join(join.keys)}"
+        add(f"{len(overview.joins)} joins" if number == 0 else "", f"{printable(ends)} ({join.probability:.0%})")
+    if len(overview.joins) > _LISTED:
+        add("", f"and {len(overview.joins) - _LISTED} more (windlass lake joins)")
 
 
 def _add_reasons(add: Callable[[str, str], None], title: str, entries: list[tuple[str, str]]) -> None:

@@ -26,7 +26,7 @@ from windlass.core.settings import Settings
 from windlass.core.workspace import Workspace
 from windlass.lake.scan import Catalog, ScanDelta
 from windlass.lake.stored import document_text
-from windlass.lake.survey import survey
+from windlass.lake.table_joins import survey_all
 from windlass.retrieval import embedding, indexing
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.hybrid import HybridRetriever
@@ -200,7 +200,7 @@ class Pipeline:
         return report
 
     def survey(self, progress: Progress | None = None) -> int:
-        """Profile new tables, find tables in tables and near-copies of texts; returns how many things were new.
+        """Profile new tables, find tables in tables, joins, and near-copies of texts; returns how many things were new.
 
         Raises:
             WorkspaceLocked: Another process is indexing this folder.
@@ -208,7 +208,7 @@ class Pipeline:
             Cancelled: Stopped through `progress`; what was committed stays.
         """
         with self.workspace.acquire():
-            return survey(self.workspace, progress)
+            return survey_all(self.workspace, progress)
 
     def search(self, query: str, k: int | None = None, *, mode: SearchMode = "hybrid") -> list[Hit]:
         """The `k` passages that fit the query best.
