@@ -355,8 +355,9 @@ class Pipeline:
     def _hits(self, hits: Hits) -> list[Hit]:
         found = load_passages(self.workspace, [int(passage) for passage in hits.ids[0] if passage >= 0])
         ranks = hits.trace[0] if hits.trace else {}
+        links = hits.links[0] if hits.links else {}
         return [
-            Hit(found[int(passage)], float(score), ranks.get(int(passage), {}))
+            Hit(found[int(passage)], float(score), ranks.get(int(passage), {}), links.get(int(passage)))
             for passage, score in zip(hits.ids[0], hits.scores[0], strict=True)
             if int(passage) in found
         ]
