@@ -8,8 +8,8 @@ lexical list is a list of bad matches. So the best fused passages are ordered an
 Rows of tables have no vector by design. They would lose to anything that both lists hold, however far down; such a
 passage is given its lexical rank in the dense list too, and a middling cosine.
 
-What the best passages name is followed (see `links`): up to three passages are moved right behind the one that led to
-them, never before it.
+What the best passages name is followed (see `links`): up to two passages are moved right behind the one that led to
+them, never before it, and one at most by its name alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _DEPTH = 100
 _JUDGED = 50
 _COSINE_OF_ROWS = 0.4
 _ORIGINS = 3
-_MOST_FOLLOWED = 3
+_MOST_FOLLOWED = 2
+_MOST_BY_NAME_ALONE = 1
 # How far a passage that was led to stands behind the one that led there: no score of its own lies between.
 _BEHIND = 1e-3
 
@@ -96,13 +97,16 @@ class HybridRetriever:
         )
         own = {found.passage.id: judged.get(found.passage.id, evidence(found.passage)) for found in followed}
         followed.sort(key=lambda found: (-own[found.passage.id] - found.strength, found.passage.id))
-        scores, via = dict(judged), {}
+        scores, via, by_name = dict(judged), {}, 0
         for found in followed:
             passage = found.passage.id
             behind = judged[found.link.origin] - _BEHIND * (len(via) + 1)
             score = min(own[passage] + found.strength, behind)
+            if not found.adds and by_name == _MOST_BY_NAME_ALONE:
+                continue
             if score > own[passage] and len(via) < _MOST_FOLLOWED:
                 scores[passage], via[passage] = score, found.link
+                by_name += not found.adds
         return scores, via
 
     def _fuse(self, ranks: dict[str, dict[int, int]]) -> dict[int, float]:

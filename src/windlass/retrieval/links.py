@@ -15,21 +15,25 @@ from __future__ import annotations
 import math
 import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from windlass.core.workspace import Workspace
 from windlass.retrieval.coverage import Coverage
 from windlass.retrieval.facts import dates_of, opens_sentence
 from windlass.retrieval.passage_store import load_passages
-from windlass.retrieval.terms import is_stop_word, stem
+from windlass.retrieval.sentences import sentence_spans
+from windlass.retrieval.terms import is_stop_word, stem, stems
 from windlass.retrieval.types import Link, Passage
 
 _MOST_NAMES = 24
 _MOST_HOLDERS = 20
 # A passage that holds this share of the question leaves nothing to look for elsewhere.
 _SAYS_ALL = 0.9
-# And one that adds less than this to it is about something else.
+# One that holds less than this may be about something else: then only what adds words of the question is followed.
+_SAYS_MUCH = 0.5
 _LEAST_GAIN = 0.02
 
 _CODE = re.compile(r"(?<![\w-])(?=\S*\d)(?=\S*[^\W\d_])[^\W_]+(?:[-/_][^\W_]+)+|(?<![\w.,-])(?:[^\W\d_]+\d+|\d{5,})\b")
@@ -49,39 +53,67 @@ class Followed:
         link: By which name, and where that stands.
         strength: In [0, 2]: how good the first passage is x how few things bear the name x what the two together
             hold of the question that the first alone does not.
+        adds: Whether it holds words of the question that the first one does not; else the name alone speaks for it.
     """
 
     passage: Passage
     link: Link
     strength: float
+    adds: bool
 
 
 def follow(workspace: Workspace, coverage: Coverage, origins: Sequence[tuple[Passage, float]]) -> list[Followed]:
-    """The passages to which names in `origins` lead, the strongest link of each, strongest first.
+    """The passages to which names in `origins` lead, strongest first.
+
+    Several names may lead to one passage: its strength is that of the strongest, and it is shown with the name that
+    stands in the sentence nearest to the question.
 
     Args:
         workspace: An open workspace.
         coverage: The question.
         origins: Found passages, each with a weight in [0, 1].
     """
-    best: dict[int, Followed] = {}
+    passages: dict[int, Passage] = {}
+    leads: dict[int, list[_Lead]] = defaultdict(list)
     with workspace.reading() as connection:
         for origin, weight in origins:
             piece = coverage.best_piece(origin)
             said = coverage.words_in(origin, piece)
-            if origin.kind not in ("prose", "rows") or coverage.share(said) >= _SAYS_ALL:
+            known = coverage.share(said)
+            if origin.kind not in ("prose", "rows") or known >= _SAYS_ALL:
                 continue
             names = _names(_values(piece) if origin.kind == "rows" else piece, coverage.asked)
             for name, written in list(names.items())[:_MOST_NAMES]:
-                link = Link(written, origin.id, origin.source)
+                link, near = Link(written, origin.id, origin.source), _nearness(coverage, piece, written)
                 for passage, share, text in _about(workspace, connection, name, origin):
-                    gain = coverage.share(said | coverage.words_in(passage, text)) - coverage.share(said)
-                    found = Followed(passage, link, weight * share * (1.0 + gain))
-                    if gain < _LEAST_GAIN:
+                    gain = coverage.share(said | coverage.words_in(passage, text)) - known
+                    if gain < _LEAST_GAIN and known < _SAYS_MUCH:
                         continue
-                    if passage.id not in best or found.strength > best[passage.id].strength:
-                        best[passage.id] = found
-    return sorted(best.values(), key=lambda found: (-found.strength, found.passage.id))
+                    passages[passage.id] = passage
+                    leads[passage.id].append(_Lead(weight * share * (1.0 + gain), near, link, gain >= _LEAST_GAIN))
+    followed = [_best(passages[number], several) for number, several in leads.items()]
+    return sorted(followed, key=lambda found: (-found.strength, found.passage.id))
+
+
+class _Lead(NamedTuple):
+    """One name that leads to a passage: how strongly, and how much of the question stands in its sentence."""
+
+    strength: float
+    nearness: float
+    link: Link
+    adds: bool
+
+
+def _best(passage: Passage, leads: Sequence[_Lead]) -> Followed:
+    strongest = max(leads, key=lambda lead: lead.strength)
+    beside = [lead for lead in leads if lead.link.origin == strongest.link.origin]
+    shown = max(beside, key=lambda lead: (lead.nearness, lead.strength)).link
+    return Followed(passage, shown, strongest.strength, strongest.adds)
+
+
+def _nearness(coverage: Coverage, text: str, name: str) -> float:
+    sentences = (text[start:end] for start, end in sentence_spans(text, 0, len(text)))
+    return max((coverage.share(stems(sentence)) for sentence in sentences if name in sentence), default=0.0)
 
 
 def bears_name(row: str, name: str) -> bool:
