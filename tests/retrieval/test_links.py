@@ -18,9 +18,7 @@ from windlass.retrieval.types import Passage
 
 HERE = Path(__file__).parent
 PEOPLE = "no,name,role,extension\n" + "".join(f"E{n},Person{n} Name{n},Painter,{100 + n}\n" for n in range(30))
-MAIL = (
-    "Subject: Leak\n\nWater came through the roof of the west hall on Sunday. Okonjo has stopped it with a tarpaulin.\n"
-)
+MAIL = "Water came through the roof of the west hall on Sunday. Okonjo has stopped it with a tarpaulin.\n"
 QUESTION = "What extension has the colleague who stopped the leak in the west hall?"
 
 
@@ -29,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "people.csv").write_text(PEOPLE + "E77,Milo Okonjo,Rigger,254\n")
     (tmp_path / "leak.txt").write_text(MAIL)
     for n in range(8):
-        (tmp_path / f"extension {n}.txt").write_text(f"The west extension of hall {n} has a colleague who paints it.\n")
+        (tmp_path / f"extension {n}.txt").write_text(f"The extension of hall {n} was painted by a colleague.\n")
     return tmp_path
 
 

@@ -181,11 +181,6 @@ def holds_date(held: Facts, readings: frozenset[Date]) -> bool:
     )
 
 
-def opens_sentence(text: str, start: int) -> bool:
-    """Whether a word at `start` would be written with a capital anyway."""
-    return _SENTENCE_START.search(text, 0, start) is not None
-
-
 def month_stems(month: int) -> set[str]:
     """The names of a month as `terms` gives them."""
     return {stem(name) for name, number in _MONTHS.items() if number == month}
@@ -234,7 +229,7 @@ def _names(text: str, covered: list[tuple[int, int]]) -> Iterator[str]:
         word = match.group()
         if not word[0].isupper() or word.casefold() in STOP_WORDS or word.casefold() in ("am", "pm"):
             continue
-        opens = opens_sentence(text, match.start())
+        opens = _SENTENCE_START.search(text, 0, match.start()) is not None
         follows_name = position + 1 < len(words) and words[position + 1].group()[0].isupper()
         if opens and not follows_name and word.casefold() in _PLAIN_OPENERS:
             continue

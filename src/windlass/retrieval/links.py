@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from windlass.core.workspace import Workspace
 from windlass.retrieval.coverage import Coverage
-from windlass.retrieval.facts import dates_of, opens_sentence
+from windlass.retrieval.facts import dates_of
 from windlass.retrieval.passage_store import load_passages
 from windlass.retrieval.sentences import sentence_spans
 from windlass.retrieval.terms import is_stop_word, stem, stems
@@ -31,7 +31,7 @@ from windlass.retrieval.types import Link, Passage
 _MOST_NAMES = 24
 _MOST_HOLDERS = 20
 # A passage that holds this share of the question leaves nothing to look for elsewhere.
-_SAYS_ALL = 0.9
+_SAYS_ALL = 0.98
 # One that holds less than this may be about something else: then only what adds words of the question is followed.
 _SAYS_MUCH = 0.5
 _LEAST_GAIN = 0.02
@@ -84,8 +84,11 @@ def follow(workspace: Workspace, coverage: Coverage, origins: Sequence[tuple[Pas
                 continue
             names = _names(_values(piece) if origin.kind == "rows" else piece, coverage.asked)
             for name, written in list(names.items())[:_MOST_NAMES]:
+                about = list(_about(workspace, connection, name, origin))
+                if not about and (last := _last_word(written, coverage.asked)):
+                    about, written = list(_about(workspace, connection, _plain(last), origin)), last
                 link, near = Link(written, origin.id, origin.source), _nearness(coverage, piece, written)
-                for passage, share, text in _about(workspace, connection, name, origin):
+                for passage, share, text in about:
                     gain = coverage.share(said | coverage.words_in(passage, text)) - known
                     if gain < _LEAST_GAIN and known < _SAYS_MUCH:
                         continue
@@ -105,9 +108,8 @@ class _Lead(NamedTuple):
 
 
 def _best(passage: Passage, leads: Sequence[_Lead]) -> Followed:
+    shown = max(leads, key=lambda lead: (lead.nearness, lead.strength)).link
     strongest = max(leads, key=lambda lead: lead.strength)
-    beside = [lead for lead in leads if lead.link.origin == strongest.link.origin]
-    shown = max(beside, key=lambda lead: (lead.nearness, lead.strength)).link
     return Followed(passage, shown, strongest.strength, strongest.adds)
 
 
@@ -143,13 +145,23 @@ def _names(text: str, asked: set[str]) -> dict[str, str]:
     return found
 
 
+def _last_word(name: str, asked: set[str]) -> str:
+    """What is left of "Captain Okonjo" when nothing bears all of it; empty when that says nothing new."""
+    words = _WORD.findall(name)
+    is_new = len(words) > 1 and len(words[-1]) > 2 and not words[-1].isdigit() and stem(words[-1]) not in asked
+    return words[-1] if is_new and not is_stop_word(words[-1]) else ""
+
+
 def _codes(text: str) -> Iterator[tuple[str, int]]:
     for match in _CODE.finditer(text):
         yield match.group(), match.start()
 
 
 def _proper_names(text: str) -> Iterator[tuple[str, int]]:
-    """Every run of capitalised words, also without the function words that open it ("The Great Hall")."""
+    """Every run of capitalised words, also without the function words that open it ("The Great Hall").
+
+    A word that only opens its sentence is one of them: it may be a name, and if not, hardly anything bears it.
+    """
     for match in _NAME.finditer(text):
         words = match.group().split()
         if len(words) > 1:
@@ -157,10 +169,8 @@ def _proper_names(text: str) -> Iterator[tuple[str, int]]:
         while words and is_stop_word(words[0]):
             words = words[1:]
         bare = " ".join(words)
-        start = match.end() - len(bare)
-        is_opener = start == match.start() and opens_sentence(text, start)
-        if len(words) > 1 or (len(bare) > 2 and not is_opener):
-            yield bare, start
+        if len(bare) > 2:
+            yield bare, match.end() - len(bare)
 
 
 def _about(
