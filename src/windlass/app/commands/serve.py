@@ -33,6 +33,7 @@ def serve(
     Example: windlass serve reports --port 9000
     """
     from windlass.app.http import server
+    from windlass.app.lift import warm_up
     from windlass.app.terminal import print_started
     from windlass.core.errors import NotFound
     from windlass.core.workspace import Workspace
@@ -47,6 +48,7 @@ def serve(
         "server.tbt_slo_ms": _milliseconds(tbt_slo) if tbt_slo else None,
     }
     with Pipeline.open(folder, overrides=overrides) as pipeline:
+        warm_up(pipeline)
         server.serve(pipeline, page=page, on_ready=print_started)
 
 
