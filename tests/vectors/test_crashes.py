@@ -14,6 +14,7 @@ import pytest
 
 from tests.children import Child, quick_folder
 from tests.core.simulated_disk import ROOT, Fault, ProcessDied, SimulatedDisk
+from tests.vectors.model import small_index
 from windlass import vectors
 from windlass.core.access import Access
 from windlass.core.errors import StorageError
@@ -82,17 +83,13 @@ def script(collection: vectors.Collection):
         yield change, dict(expected)
 
 
-def small_indexes(kind: str) -> dict:
-    return {}
-
-
 @pytest.mark.parametrize("kind", kinds())
 def test_the_process_dies_at_any_call_of_the_disk(kind):
     """Everything acknowledged is there; what was in flight is there wholly or not at all."""
     died = 0
     for calls in itertools.count():
         disk = SimulatedDisk()
-        collection = vectors.create(PLACE, SCHEMA, kind=kind, params=small_indexes(kind), disk=disk)
+        collection = vectors.create(PLACE, SCHEMA, kind=kind, params=small_index(kind), disk=disk)
         before: dict[int, tuple[int, bool]] = {}
         disk.die_after(calls)
         after = before
@@ -235,7 +232,7 @@ def killed(folder: Path, kind: str, rng: random.Random, known: set[int]) -> set[
 def _kill_often(kind: str, times: int) -> None:
     rng = random.Random(5)
     with quick_folder() as folder:
-        vectors.create(folder / "c", SCHEMA, kind=kind, params=small_indexes(kind)).close()
+        vectors.create(folder / "c", SCHEMA, kind=kind, params=small_index(kind)).close()
         known: set[int] = set()
         for _ in range(times):
             known = killed(folder / "c", kind, rng, known)
