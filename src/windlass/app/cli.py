@@ -12,7 +12,7 @@ from types import FrameType
 
 import typer
 
-from windlass.app.commands import ask, bench, doctor, evaluate, models, search, serve, systems, up
+from windlass.app.commands import ask, bench, doctor, evaluate, index, models, search, serve, systems, up
 from windlass.core.errors import WindlassError
 
 _HELP = """Lift a folder: clean it, index it, ask it. Everything stays on this machine.
@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich help costs a fifth of a second at every start
     pretty_exceptions_enable=False,
 )
-for command in (up, ask, search, serve, evaluate, models, systems, bench, doctor):
+for command in (up, ask, search, serve, evaluate, index, models, systems, bench, doctor):
     command.register(app)
 
 
