@@ -109,7 +109,10 @@ class Breakdown:
 class Priced(Protocol):
     """Predicts a step, with its error: what the simulated executor runs on."""
 
-    error: float
+    @property
+    def error(self) -> float:
+        """Relative error of its predictions."""
+        ...
 
     def seconds(self, shape: BatchShape) -> float: ...
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 Steps = Generator[Any, Any, Any]
-_FOREVER = math.inf
 
 
 class Deadlock(SimulationError):
@@ -250,7 +249,7 @@ class Sim:
     def _loop(self, limit: float, last: float) -> None:
         # What runs stays at the head of the heap while it runs: whatever it adds sorts behind it, so that a process's
         # next delay replaces it in one sift instead of a pop and a push.
-        heap, replace, pop, tick = self._heap, heapq.heapreplace, heapq.heappop, self._tick
+        heap, replace, pop, tick, forever = self._heap, heapq.heapreplace, heapq.heappop, self._tick, math.inf
         events = self._events
         try:
             while heap:
@@ -277,7 +276,7 @@ class Sim:
                     self._end(what, error)
                     continue
                 # Comparing the sum refuses negative delays and NaN in one step; endless ones are refused by `_wait`.
-                if yielded.__class__ is float and time <= (then := time + yielded) < _FOREVER:
+                if yielded.__class__ is float and time <= (then := time + yielded) < forever:
                     replace(heap, (then, tick(), send, what))
                 else:
                     pop(heap)

@@ -58,7 +58,7 @@ def run(context: BenchContext) -> BenchReport:
 
 
 def _events(context: BenchContext) -> Metric:
-    processes, sleeps = (200, 200) if context.quick else (2000, 200)
+    processes, sleeps = (2000, 20) if context.quick else (2000, 200)
     simpy = peer_module("simpy")
 
     def delays(number: int) -> float:
