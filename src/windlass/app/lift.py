@@ -71,16 +71,31 @@ def lift(
     first = pipeline.index(progress=progress, embed=False, on_searchable=on_searchable)
     if survey:
         started = time.perf_counter()
-        pipeline.survey(progress)
+        first.notices += compare(pipeline, progress)
         first.seconds["compare"] = time.perf_counter() - started
     if not embed:
         return first
+    compared = list(first.notices)
     notices = [] if offline else pull_missing(pipeline, progress)
     second = pipeline.index(progress=progress)
     first.passages_embedded = second.passages_embedded
     first.seconds["embed"] = second.seconds.get("embed", 0.0)
-    first.notices = notices or second.notices
+    first.notices = compared + [notice for notice in notices or second.notices if notice not in compared]
     return first
+
+
+def compare(pipeline: Pipeline, progress: Progress) -> list[str]:
+    """Bring what is known beyond single files up to date; returns what a person should know where that fails.
+
+    What was indexed is of use without it, so nothing but a person's wish ends the run.
+    """
+    try:
+        pipeline.survey(progress)
+    except Cancelled:
+        raise
+    except WindlassError as error:
+        return [f"tables and texts were not compared: {error}"]
+    return []
 
 
 def pull_missing(pipeline: Pipeline, progress: Progress) -> list[str]:
@@ -138,7 +153,7 @@ def keep_up(
         while not stop.is_set():
             try:
                 report = pipeline.index(progress=progress)
-                pipeline.survey(progress)
+                compare(pipeline, progress)
             except WorkspaceLocked:
                 stop.wait(_RETRY_SECONDS)
             except Cancelled:
