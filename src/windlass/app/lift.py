@@ -69,18 +69,19 @@ def lift(
         WindlassError: As `Pipeline.index`. A model that cannot be had is a notice in the report, not an error.
     """
     first = pipeline.index(progress=progress, embed=False, on_searchable=on_searchable)
+    compared: list[str] = []
     if survey:
         started = time.perf_counter()
-        first.notices += compare(pipeline, progress)
+        compared = compare(pipeline, progress)
         first.seconds["compare"] = time.perf_counter() - started
+    first.notices += compared
     if not embed:
         return first
-    compared = list(first.notices)
     notices = [] if offline else pull_missing(pipeline, progress)
     second = pipeline.index(progress=progress)
     first.passages_embedded = second.passages_embedded
     first.seconds["embed"] = second.seconds.get("embed", 0.0)
-    first.notices = compared + [notice for notice in notices or second.notices if notice not in compared]
+    first.notices = [*compared, *(notices or second.notices)]
     return first
 
 
