@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from windlass.app.http.server import Started
     from windlass.retrieval.overview import Overview
     from windlass.retrieval.pipeline import IndexReport
-    from windlass.retrieval.types import Answer, Citation, Hit
+    from windlass.retrieval.types import Answer, Citation, Hit, Link
 
 _TITLES = {
     "scan": "Looking at files",
@@ -170,6 +170,8 @@ def print_answer(answer: Answer) -> None:
         console.print()
     for citation in citations:
         console.print(f"  [{citation.number}] {place(citation)}", markup=False, style="dim")
+        if citation.via:
+            console.print(f"      {_via(citation.via)}", markup=False, style="dim")
         if citation.sql:
             console.print(f"      {citation.sql}", markup=False, style="dim")
         if citation.quote:
@@ -195,7 +197,8 @@ def print_hits(hits: list[Hit]) -> None:
         if hit.passage.title:
             console.print(f"    {shorten(hit.passage.title, 100)}", markup=False, style="cyan")
         console.print(f"    {shorten(hit.passage.text, 240)}", markup=False)
-        console.print(f"    score {hit.score:.4f} ({ranks})", markup=False, style="dim")
+        how = "; ".join(part for part in (ranks, _via(hit.via) if hit.via else "") if part)
+        console.print(f"    score {hit.score:.4f} ({how})", markup=False, style="dim")
 
 
 def unique_citations(answer: Answer) -> list[Citation]:
@@ -216,6 +219,10 @@ def overview_json(overview: Overview, report: IndexReport | None) -> dict[str, A
 
 def place(citation: Citation) -> str:
     return _place(citation.file, citation.page, citation.table, citation.rows)
+
+
+def _via(link: Link) -> str:
+    return f"found via “{link.name}” in {link.file}"
 
 
 def hit_place(hit: Hit) -> str:

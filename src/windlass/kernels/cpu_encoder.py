@@ -14,10 +14,10 @@ from numba import types
 
 from windlass.kernels.byte_gemm import SHIFT
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
-from windlass.kernels.cpu_attention import soften
 from windlass.kernels.simd import (
     LANES,
     add_float,
+    exp_float,
     fma,
     load_float,
     max_float,
@@ -106,6 +106,25 @@ def gather_head(qkv: Any, at: int, hidden: int, length: int, size: int, keys: An
             store_float(values, token * size + i, load_float(qkv, row + 2 * hidden + i))
 
 
+@inlined
+def _soften(scores: Any, base: int, length: int) -> float:
+    """Turn `length` scores into exp(score - largest), what pads them to 16 into next to nothing; one over their sum."""
+    whole = (length + 15) // 16 * 16
+    for i in range(length, whole):
+        scores[base + i] = np.float32(-np.inf)
+    largest = splat(np.float32(-np.inf))
+    for i in range(0, whole, LANES):
+        largest = max_float(largest, load_float(scores, base + i))
+    top = splat(-max_lanes(largest))
+    total = zero_float()
+    for i in range(0, whole, LANES):
+        weight = exp_float(add_float(load_float(scores, base + i), top))
+        store_float(scores, base + i, weight)
+        total = add_float(total, weight)
+    inverse: float = np.float32(1) / sum_lanes(total)
+    return inverse
+
+
 @compiled
 def attend_sequence(
     qkv: Any, at: int, hidden: int, length: int, size: int, keys: Any, values: Any, scores: Any, room: int,
@@ -146,10 +165,10 @@ def attend_sequence(
                 store_float(scores, room + key + 8, f)
                 store_float(scores, 2 * room + key + 8, g)
                 store_float(scores, 3 * room + key + 8, h)
-        s0 = soften(scores, 0, 0, length)
-        s1 = soften(scores, room, 0, length)
-        s2 = soften(scores, 2 * room, 0, length)
-        s3 = soften(scores, 3 * room, 0, length)
+        s0 = _soften(scores, 0, length)
+        s1 = _soften(scores, room, length)
+        s2 = _soften(scores, 2 * room, length)
+        s3 = _soften(scores, 3 * room, length)
         if received_at >= 0:
             for query in range(count):
                 if 0 < first + query < length - 1:
@@ -191,9 +210,7 @@ _U8, _F32, _INT = types.Array(types.uint8, 1, "C"), types.Array(types.float32, 1
 ROUND_TOKENS = Compiled(round_tokens, types.void(_F32, _INT, _INT, _INT, _U8, _INT, _F32, _F32, _INT, _INT))
 NORMALIZE_TOKENS = Compiled(
     normalize_tokens,
-    types.void(
-        _F32, _INT, _F32, _INT, _INT, _F32, _INT, types.float64, _U8, _INT, _F32, _F32, _INT, _INT
-    ),
+    types.void(_F32, _INT, _F32, _INT, _INT, _F32, _INT, types.float64, _U8, _INT, _F32, _F32, _INT, _INT),
 )
 ATTEND_SEQUENCE = Compiled(
     attend_sequence, types.void(_F32, _INT, _INT, _INT, _INT, _F32, _F32, _F32, _INT, _F32, _INT)
