@@ -69,7 +69,6 @@ def lift(
         WindlassError: As `Pipeline.index`. A model that cannot be had is a notice in the report, not an error.
     """
     first = pipeline.index(progress=progress, embed=False, on_searchable=on_searchable)
-<<<<<<< HEAD
     if embed:
         notices = [] if offline else pull_missing(pipeline, progress)
         second = pipeline.index(progress=progress)
@@ -77,24 +76,9 @@ def lift(
         first.seconds["embed"] = second.seconds.get("embed", 0.0)
         first.notices = notices or second.notices
     if survey:  # last: answers do not wait for it, and its first run on a machine compiles for a while
-=======
-    compared: list[str] = []
-    if survey:
->>>>>>> lake
         started = time.perf_counter()
-        compared = compare(pipeline, progress)
+        first.notices = [*first.notices, *compare(pipeline, progress)]
         first.seconds["compare"] = time.perf_counter() - started
-<<<<<<< HEAD
-=======
-    first.notices += compared
-    if not embed:
-        return first
-    notices = [] if offline else pull_missing(pipeline, progress)
-    second = pipeline.index(progress=progress)
-    first.passages_embedded = second.passages_embedded
-    first.seconds["embed"] = second.seconds.get("embed", 0.0)
-    first.notices = [*compared, *(notices or second.notices)]
->>>>>>> lake
     return first
 
 
