@@ -22,7 +22,7 @@ from windlass.core.workspace import Workspace
 from windlass.retrieval.coverage import Coverage
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.lexical import LexicalIndex
-from windlass.retrieval.links import follow
+from windlass.retrieval.links import Followed, follow
 from windlass.retrieval.passage_store import load_passages
 from windlass.retrieval.types import Hits, Link, Passage
 
@@ -34,7 +34,7 @@ _COSINE_OF_ROWS = 0.4
 _ORIGINS = 3
 _MOST_FOLLOWED = 2
 _MOST_BY_NAME_ALONE = 1
-# How far a passage that was led to stands behind the one that led there: no score of its own lies between.
+# How far a passage that was led to stands behind the one that led there: less than what sets passages apart.
 _BEHIND = 1e-3
 
 
@@ -92,22 +92,10 @@ class HybridRetriever:
         passages = load_passages(self._workspace, best)
         judged = {passage.id: fused[passage.id] / highest + evidence(passage) for passage in passages.values()}
         origins = sorted(judged, key=lambda passage: (-judged[passage], passage))[:_ORIGINS]
-        followed = follow(
-            self._workspace, coverage, [(passages[p], judged[p] / max(judged[origins[0]], 1e-9)) for p in origins]
-        )
+        weights = [(passages[origin], judged[origin] / max(judged[origins[0]], 1e-9)) for origin in origins]
+        followed = follow(self._workspace, coverage, weights)
         own = {found.passage.id: judged.get(found.passage.id, evidence(found.passage)) for found in followed}
-        followed.sort(key=lambda found: (-own[found.passage.id] - found.strength, found.passage.id))
-        scores, via, by_name = dict(judged), {}, 0
-        for found in followed:
-            passage = found.passage.id
-            behind = judged[found.link.origin] - _BEHIND * (len(via) + 1)
-            score = min(own[passage] + found.strength, behind)
-            if not found.adds and by_name == _MOST_BY_NAME_ALONE:
-                continue
-            if score > own[passage] and len(via) < _MOST_FOLLOWED:
-                scores[passage], via[passage] = score, found.link
-                by_name += not found.adds
-        return scores, via
+        return _with_followed(judged, own, followed)
 
     def _fuse(self, ranks: dict[str, dict[int, int]]) -> dict[int, float]:
         fused: dict[int, float] = {}
@@ -132,3 +120,21 @@ class HybridRetriever:
 
 def _ranks(ids: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[int, int]:
     return {int(passage): rank for rank, passage in enumerate(ids, 1) if passage >= 0}
+
+
+def _with_followed(
+    judged: dict[int, float], own: dict[int, float], followed: list[Followed]
+) -> tuple[dict[int, float], dict[int, Link]]:
+    """The scores once a few followed passages were moved up behind their origins, and which these are."""
+    scores, by_name = dict(judged), 0
+    via: dict[int, Link] = {}
+    for found in sorted(followed, key=lambda found: (-own[found.passage.id] - found.strength, found.passage.id)):
+        passage = found.passage.id
+        score = min(own[passage] + found.strength, judged[found.link.origin] - _BEHIND * (len(via) + 1))
+        if score <= own[passage] or (not found.adds and by_name == _MOST_BY_NAME_ALONE):
+            continue
+        scores[passage], via[passage] = score, found.link
+        by_name += not found.adds
+        if len(via) == _MOST_FOLLOWED:
+            break
+    return scores, via

@@ -30,6 +30,7 @@ from windlass.retrieval.types import Link, Passage
 
 _MOST_NAMES = 24
 _MOST_HOLDERS = 20
+_MOST_CHARACTERS = 4000
 # A passage that holds this share of the question leaves nothing to look for elsewhere.
 _SAYS_ALL = 0.98
 # One that holds less than this may be about something else: then only what adds words of the question is followed.
@@ -77,23 +78,9 @@ def follow(workspace: Workspace, coverage: Coverage, origins: Sequence[tuple[Pas
     leads: dict[int, list[_Lead]] = defaultdict(list)
     with workspace.reading() as connection:
         for origin, weight in origins:
-            piece = coverage.best_piece(origin)
-            said = coverage.words_in(origin, piece)
-            known = coverage.share(said)
-            if origin.kind not in ("prose", "rows") or known >= _SAYS_ALL:
-                continue
-            names = _names(_values(piece) if origin.kind == "rows" else piece, coverage.asked)
-            for name, written in list(names.items())[:_MOST_NAMES]:
-                about = list(_about(workspace, connection, name, origin))
-                if not about and (last := _last_word(written, coverage.asked)):
-                    about, written = list(_about(workspace, connection, _plain(last), origin)), last
-                link, near = Link(written, origin.id, origin.source), _nearness(coverage, piece, written)
-                for passage, share, text in about:
-                    gain = coverage.share(said | coverage.words_in(passage, text)) - known
-                    if gain < _LEAST_GAIN and known < _SAYS_MUCH:
-                        continue
-                    passages[passage.id] = passage
-                    leads[passage.id].append(_Lead(weight * share * (1.0 + gain), near, link, gain >= _LEAST_GAIN))
+            for passage, lead in _leads(workspace, connection, coverage, origin, weight):
+                passages[passage.id] = passage
+                leads[passage.id].append(lead)
     followed = [_best(passages[number], several) for number, several in leads.items()]
     return sorted(followed, key=lambda found: (-found.strength, found.passage.id))
 
@@ -107,15 +94,34 @@ class _Lead(NamedTuple):
     adds: bool
 
 
+def _leads(
+    workspace: Workspace, connection: sqlite3.Connection, coverage: Coverage, origin: Passage, weight: float
+) -> Iterator[tuple[Passage, _Lead]]:
+    """Every passage that a name in `origin` leads to, once for each name."""
+    piece = coverage.best_piece(origin)
+    said = coverage.words_in(origin, piece)
+    known = coverage.share(said)
+    if origin.kind not in ("prose", "rows") or known >= _SAYS_ALL:
+        return
+    text = (_values(piece) if origin.kind == "rows" else piece)[:_MOST_CHARACTERS]
+    sentences = [text[start:end] for start, end in sentence_spans(text, 0, len(text))]
+    shares = [coverage.share(stems(sentence)) for sentence in sentences]
+    for name, written in list(_names(text, coverage.asked).items())[:_MOST_NAMES]:
+        about = list(_about(workspace, connection, name, origin))
+        if not about and (last := _last_word(written, coverage.asked)):
+            about, written = list(_about(workspace, connection, _plain(last), origin)), last
+        near = max((share for share, sentence in zip(shares, sentences, strict=True) if written in sentence), default=0)
+        for passage, part, held in about:
+            gain = coverage.share(said | coverage.words_in(passage, held)) - known
+            if gain >= _LEAST_GAIN or known >= _SAYS_MUCH:
+                link = Link(written, origin.id, origin.source)
+                yield passage, _Lead(weight * part * (1.0 + gain), near, link, gain >= _LEAST_GAIN)
+
+
 def _best(passage: Passage, leads: Sequence[_Lead]) -> Followed:
     shown = max(leads, key=lambda lead: (lead.nearness, lead.strength)).link
     strongest = max(leads, key=lambda lead: lead.strength)
     return Followed(passage, shown, strongest.strength, strongest.adds)
-
-
-def _nearness(coverage: Coverage, text: str, name: str) -> float:
-    sentences = (text[start:end] for start, end in sentence_spans(text, 0, len(text)))
-    return max((coverage.share(stems(sentence)) for sentence in sentences if name in sentence), default=0.0)
 
 
 def bears_name(row: str, name: str) -> bool:
