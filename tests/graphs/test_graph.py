@@ -31,7 +31,13 @@ def as_dictionary(graph: Graph) -> dict[tuple[int, int], float]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(edge_lists, st.booleans(), st.booleans(), st.sampled_from(["sum", "max", "first"]), st.sampled_from(["drop", "keep"]))
+@given(
+    edge_lists,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["sum", "max", "first"]),
+    st.sampled_from(["drop", "keep"]),
+)
 def test_rows_equal_a_dictionary_of_edges(
     edges: list[tuple[int, int, float]], directed: bool, weighted: bool, rule: Any, loops: Any
 ) -> None:
@@ -243,7 +249,8 @@ def test_broken_files_are_refused_by_name(tmp_path: Path, name: str, data: bytes
 def test_entities_of_graphml_are_not_resolved(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "a.graphml").write_text(
-        f'<!DOCTYPE g [<!ENTITY x SYSTEM "{tmp_path}/secret">]><graphml><graph><node id="a">&x;</node></graph></graphml>'
+        f'<!DOCTYPE g [<!ENTITY x SYSTEM "{tmp_path}/secret">]>'
+        '<graphml><graph><node id="a">&x;</node></graph></graphml>'
     )
     graph = read_graph(tmp_path / "a.graphml")
     assert graph.ids([0]) == ["a"]

@@ -49,7 +49,7 @@ def save_arrays(
 
 
 def open_arrays(path: Path, kind: str, version: int, *, mmap: bool = True) -> tuple[dict[str, np.ndarray], Any]:
-    """What `save_arrays` wrote, every byte checked; read-only.
+    """What `save_arrays` wrote, every byte checked; writing to them does not change the files.
 
     Args:
         mmap: Leave the arrays on disk, to be paged in, instead of reading them.
@@ -79,7 +79,8 @@ def _read(path: Path, entry: Mapping[str, Any], mmap: bool) -> np.ndarray:
             raise GraphFormatError(f"{path} has {path.stat().st_size} bytes, {wanted} are due", hint="make it again")
         if not wanted:
             return np.empty(shape, dtype)
-        array = np.memmap(path, dtype, "r", shape=shape) if mmap else np.fromfile(path, dtype).reshape(shape)
+        # Copy-on-write: kernels are compiled once for arrays in memory and on disk, and the file stays what it is.
+        array = np.memmap(path, dtype, "c", shape=shape) if mmap else np.fromfile(path, dtype).reshape(shape)
     except OSError as error:
         raise GraphFormatError(f"cannot read {path}: {error.strerror or error}", hint="make it again") from error
     plain = np.asarray(array)

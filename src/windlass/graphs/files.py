@@ -191,7 +191,12 @@ def _read_graphml(file: Path) -> Graph:
     try:
         with opened:
             parser = etree.iterparse(
-                opened, events=("start", "end"), resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
+                opened,
+                events=("start", "end"),
+                resolve_entities=False,
+                no_network=True,
+                load_dtd=False,
+                huge_tree=False,
             )
             for event, element in parser:
                 tag = etree.QName(element).localname if isinstance(element.tag, str) else ""

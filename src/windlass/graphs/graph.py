@@ -98,9 +98,7 @@ class Graph:
         return _build(cls, begin, end, values, nodes, directed, duplicates, node_ids)
 
     @classmethod
-    def from_csr(
-        cls, indptr: Any, indices: Any, weights: Any = None, *, directed: bool, node_ids: Any = None
-    ) -> Graph:
+    def from_csr(cls, indptr: Any, indices: Any, weights: Any = None, *, directed: bool, node_ids: Any = None) -> Graph:
         """Take compressed sparse rows as they are; rows must be sorted, without repeats, and symmetric when undirected.
 
         Raises:

@@ -210,9 +210,7 @@ _U8, _F32, _INT = types.Array(types.uint8, 1, "C"), types.Array(types.float32, 1
 ROUND_TOKENS = Compiled(round_tokens, types.void(_F32, _INT, _INT, _INT, _U8, _INT, _F32, _F32, _INT, _INT))
 NORMALIZE_TOKENS = Compiled(
     normalize_tokens,
-    types.void(
-        _F32, _INT, _F32, _INT, _INT, _F32, _INT, types.float64, _U8, _INT, _F32, _F32, _INT, _INT
-    ),
+    types.void(_F32, _INT, _F32, _INT, _INT, _F32, _INT, types.float64, _U8, _INT, _F32, _F32, _INT, _INT),
 )
 ATTEND_SEQUENCE = Compiled(
     attend_sequence, types.void(_F32, _INT, _INT, _INT, _INT, _F32, _F32, _F32, _INT, _F32, _INT)

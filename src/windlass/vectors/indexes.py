@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 
-_KINDS: dict[str, str] = {}
+_KINDS: dict[str, str] = {"postings": "windlass.vectors.postings"}
 """Kind to module; the module has `build` and `open_index`."""
 
 

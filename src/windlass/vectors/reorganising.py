@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from windlass.core.progress import Progress, check_cancelled
 from windlass.vectors import indexes
+from windlass.vectors.log import LogReader, LogWriter
 from windlass.vectors.results import Budget
 from windlass.vectors.rows import Rows, StoredRows, joined_rows
 from windlass.vectors.segment import Segment, SegmentWriter
@@ -166,7 +167,7 @@ class Reorganiser:
             segments.append((part.source.number, deletes))
         access = store.write_access(self._number(), tenants) if self._schema.tenants else None
         assert collection._log is not None
-        old_logs = [*collection._readers, collection._log]
+        old_logs: list[LogReader | LogWriter] = [*collection._readers, collection._log]
         log = store.new_log(collection._log.number + 1, old_logs, collection._durability)
         manifest = successor(
             collection._manifest,
