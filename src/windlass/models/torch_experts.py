@@ -5,7 +5,7 @@ contiguous slice once; the results are added in the order of the experts, so a r
 has may depend on how many rows it has, as everywhere in torch; the NumPy body has no such dependence.
 """
 
-# mypy: disallow-subclassing-any=False, warn-return-any=False
+# mypy: disallow-subclassing-any=False, warn-return-any=False, disallow-untyped-calls=False
 
 from __future__ import annotations
 
@@ -78,6 +78,8 @@ class MoELayer(nn.Module):
         >>> layer(torch.zeros(2, 5, 64)).shape
         torch.Size([2, 5, 64])
     """
+
+    balance: Tensor | None
 
     def __init__(self, dim: int, ffn: int, *, experts: int, router: Router, shared: int = 0) -> None:
         super().__init__()
