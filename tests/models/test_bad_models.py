@@ -254,3 +254,12 @@ def test_experts_the_router_cannot_reach(tmp_path: Path) -> None:
 def test_impossible_engines(options: dict[str, Any], said: str, sound: Path) -> None:
     with pytest.raises(UsageError, match=said):
         windlass.models.load(sound, **options)
+
+
+def test_a_model_that_memory_cannot_hold_is_refused(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Little:
+        available = 1000
+
+    monkeypatch.setattr("psutil.virtual_memory", Little)
+    with pytest.raises(ModelError, match=r"m\.gguf needs .* GB"):
+        windlass.models.load(sound)

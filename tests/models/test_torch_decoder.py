@@ -167,6 +167,17 @@ def test_a_module_saved_in_our_form_comes_back(name: str, tmp_path: Path) -> Non
         assert torch.equal(again(torch.tensor([TOKENS])), model(torch.tensor([TOKENS])))
 
 
+def test_every_linear_tells_its_weight_and_cost(model: DecoderLM) -> None:
+    found = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(found) == 2 * 5 + 1
+    for linear in found:
+        out_features, in_features = linear.weight.shape
+        cost = linear.cost(3)
+        assert linear.nbytes == 4 * out_features * in_features
+        assert (cost.flops, cost.shape) == (6 * out_features * in_features, (3, out_features, in_features))
+        assert (cost.dtype, cost.bytes) == ("fp32", linear.nbytes + 12 * (out_features + in_features))
+
+
 def test_tied_embeddings_are_one_parameter(tmp_path: Path) -> None:
     config = hf_config(tie_word_embeddings=True)
     model = DecoderLM.load(write_folder(tmp_path, config, random_weights(config)))

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from windlass.core.errors import UsageError
 from windlass.core.program import ITEM_BYTES, OpCost
 from windlass.serving.batch import BatchShape
-from windlass.serving.cost import DecoderShape, IterationCost, MeasuredStep, StepFit, fit_steps, tensor_parallel
+from windlass.serving.cost import (
+    DecoderShape,
+    IterationCost,
+    MeasuredStep,
+    StepFit,
+    fit_host,
+    fit_steps,
+    tensor_parallel,
+)
 from windlass.sim.cost import CostModel
 from windlass.sim.hardware import hardware
 
@@ -72,6 +80,22 @@ def test_splitting_costs_messages_and_saves_time():
 def test_a_price_says_how_far_off_it_is():
     assert 0.06 < PRICE.error < 0.2
     assert IterationCost(CostModel(), hardware("RTX4090"), MISTRAL).error > PRICE.error
+
+
+def test_a_fast_device_waits_for_its_host():
+    slow_host = IterationCost(CostModel(), A100, MISTRAL, host_s=0.002, launch_s=0.05)
+    one, many = BatchShape(1, 1, 0.0, 100), BatchShape(8000, 1, 8000 * 4000.0, 0)
+    assert slow_host.seconds(one) == pytest.approx(0.052)
+    assert slow_host.iteration(one).overhead_s == pytest.approx(0.052 - slow_host.device_seconds(one))
+    assert slow_host.seconds(many) == pytest.approx(slow_host.device_seconds(many) + 0.002)
+
+
+def test_the_host_is_fitted_again():
+    device = np.geomspace(0.005, 0.5, 40)
+    launch, host = fit_host(device, np.maximum(device, 0.04) + 0.003)
+    assert (launch, host) == pytest.approx((0.04, 0.003), rel=0.05)
+    with pytest.raises(UsageError, match="too few"):
+        fit_host([1.0], [1.0])
 
 
 def test_steps_are_fitted_again():

@@ -29,6 +29,7 @@ from windlass.lake.profile import TableProfile
 from windlass.lake.text_dedup import PairStage
 
 _HELD_CELLS = 20_000_000
+_LOT_CELLS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class _ColumnFacts:
         self.bottoms = np.concatenate([np.empty(0, np.uint64), *(column.bottom for column in columns)])
 
     def may_hold(self, children: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether counts and ranges allow that columns hold others; both arrays of columns, of one shape."""
+        """bool[n]: whether counts and ranges allow that each parent column holds its child's values."""
         possible = self.nulls[parents] | ~self.nulls[children]
         possible &= self.at_least[children] <= self.at_most[parents]
         # A comparison with nan is False: where the parent has no number, a child with one is ruled out.
@@ -191,8 +192,8 @@ class _ColumnFacts:
     def hashes_fit(self, children: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The same by the smallest hashes of their values."""
         fits = np.empty(children.size, np.bool_)
-        bottoms_fit(self.bottoms, self.bottom_ends, children.ravel(), parents.ravel(), fits)
-        return fits.reshape(children.shape)
+        bottoms_fit(self.bottoms, self.bottom_ends, children, parents, fits)
+        return fits
 
 
 def possible_pairs(
@@ -201,20 +202,60 @@ def possible_pairs(
     """int64[pairs, 2]: pairs of tables, one of them chosen, that no profile of a column rules out."""
     facts = _ColumnFacts(tables)
     found = [np.empty((0, 2), np.int64)]
-    for small, large in groups:
-        names = facts.names[small[0]]
-        places = np.searchsorted(np.array(facts.names[large[0]], dtype=object), np.array(names, dtype=object))
-        parents = np.array(large, np.int64)
-        for child in small:
-            others = parents[(parents != child) & (chosen[parents] | chosen[child])]
-            own = facts.first[child] + np.arange(len(names))
-            held = facts.first[others][:, None] + places[None, :]
-            possible = facts.may_hold(np.broadcast_to(own, held.shape), held).all(axis=1)
-            others, held = others[possible], held[possible]
-            if others.size:
-                others = others[facts.hashes_fit(np.broadcast_to(own, held.shape), held).all(axis=1)]
-                found.append(np.stack([np.full(others.size, child), others], axis=1))
+    lots: list[_Lot] = []
+    size = 0
+    for lot in _lots(facts, groups, chosen):
+        lots.append(lot)
+        size += lot.children.size
+        if size > _LOT_CELLS:
+            found.append(_not_ruled_out(facts, lots))
+            lots, size = [], 0
+    if lots:
+        found.append(_not_ruled_out(facts, lots))
     return np.concatenate(found)
+
+
+class _Lot(NamedTuple):
+    """Pairs of tables (int64[pairs, 2]) and of their columns, each int64[pairs, columns of the child]."""
+
+    pairs: NDArray[np.int64]
+    children: NDArray[np.int64]
+    parents: NDArray[np.int64]
+
+
+def _lots(
+    facts: _ColumnFacts, groups: Sequence[tuple[list[int], list[int]]], chosen: NDArray[np.bool_]
+) -> Iterator[_Lot]:
+    for small, large in groups:
+        if len(small) == 1 and small == large:
+            continue
+        names = facts.names[small[0]]
+        index = {name: place for place, name in enumerate(facts.names[large[0]])}
+        places = np.array([index[name] for name in names])
+        step = max(1, _LOT_CELLS // (len(large) * len(names)))
+        for begin in range(0, len(small), step):
+            part = small[begin : begin + step]
+            pairs = np.stack([np.repeat(part, len(large)), np.tile(large, len(part))], axis=1)
+            pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & chosen[pairs].any(axis=1)]
+            if len(pairs):
+                own = facts.first[pairs[:, 0]][:, None] + np.arange(len(names))
+                yield _Lot(pairs, own, facts.first[pairs[:, 1]][:, None] + places)
+
+
+def _not_ruled_out(facts: _ColumnFacts, lots: Sequence[_Lot]) -> NDArray[np.int64]:
+    """The pairs of which every column of the child may be in its column of the parent."""
+    pairs = np.concatenate([lot.pairs for lot in lots])
+    widths = np.concatenate([np.full(len(lot.pairs), lot.children.shape[1]) for lot in lots])
+    children = np.concatenate([lot.children.ravel() for lot in lots])
+    parents = np.concatenate([lot.parents.ravel() for lot in lots])
+    for rule in (facts.may_hold, facts.hashes_fit):
+        if not len(pairs):
+            break
+        starts = np.cumsum(widths) - widths
+        possible = np.logical_and.reduceat(rule(children, parents), starts)
+        cells = np.repeat(possible, widths)
+        pairs, widths, children, parents = pairs[possible], widths[possible], children[cells], parents[cells]
+    return pairs
 
 
 class _Loaded:

@@ -29,6 +29,7 @@ from windlass.kernels.arborescence import cheapest_tree
 _TREE_COST = -math.log(0.5)
 _LEAST_PROBABILITY = 1e-6
 _MOST_STATES = 100_000
+_EQUAL = 1e-12
 
 
 class Join(NamedTuple):
@@ -81,9 +82,7 @@ def k_mca(vertices: int, edges: EdgeList, tree_cost: float = _TREE_COST) -> Fore
     return Forest(tuple(sorted(chosen)), cost, 0.0)
 
 
-def k_mca_cc(
-    vertices: int, edges: EdgeList, tree_cost: float = _TREE_COST, *, time_limit_s: float = 5.0
-) -> Forest:
+def k_mca_cc(vertices: int, edges: EdgeList, tree_cost: float = _TREE_COST, *, time_limit_s: float = 5.0) -> Forest:
     """The cheapest forest in which no two edges are of one column group.
 
     Best first over sets of forbidden edges: of a group that is used more than once, every solution keeps at most one
@@ -102,7 +101,7 @@ def k_mca_cc(
     arrivals = 0
     while waiting:
         bound, _, forbidden, chosen = waiting[0]
-        if bound >= best_cost - 1e-12 or arrivals >= _MOST_STATES or time.monotonic() > deadline:
+        if bound >= best_cost - _EQUAL or arrivals >= _MOST_STATES or time.monotonic() > deadline:
             break
         heapq.heappop(waiting)
         conflict = _largest_conflict(chosen, edges.groups)
@@ -110,7 +109,7 @@ def k_mca_cc(
             best, best_cost = chosen, bound
             continue
         rivals = members[conflict]
-        for kept in [edge for edge in rivals if edge in chosen] + [-1]:
+        for kept in [*(edge for edge in rivals if edge in chosen), -1]:
             # Of the edges of the group, only `kept` stays; with -1, only those that the forest did not want.
             leaves = [edge for edge in rivals if edge != kept and (kept >= 0 or edge in chosen)]
             state = forbidden | frozenset(leaves)
@@ -123,16 +122,15 @@ def k_mca_cc(
             repaired, repaired_cost = _repaired(found, edges, tree_cost, vertices)
             if repaired_cost < best_cost:
                 best, best_cost = repaired, repaired_cost
-            if cost < best_cost - 1e-12:
+            if cost < best_cost - _EQUAL:
                 arrivals += 1
                 heapq.heappush(waiting, (cost, arrivals, state, found))
     least = min([best_cost, *(entry[0] for entry in waiting[:1])])
-    return Forest(tuple(sorted(best)), best_cost, max(0.0, best_cost - least))
+    gap = best_cost - least
+    return Forest(tuple(sorted(best)), best_cost, gap if gap > _EQUAL else 0.0)
 
 
-def _cheapest(
-    vertices: int, edges: EdgeList, tree_cost: float, allowed: NDArray[np.bool_]
-) -> tuple[list[int], float]:
+def _cheapest(vertices: int, edges: EdgeList, tree_cost: float, allowed: NDArray[np.bool_]) -> tuple[list[int], float]:
     """The cheapest forest of allowed edges: a tree from a root that reaches every vertex for `tree_cost`."""
     count = len(edges.tails)
     tails = np.concatenate([edges.tails, np.full(vertices, vertices)]).astype(np.int64)
@@ -206,7 +204,7 @@ class SchemaGraph:
         return "\n".join(lines) + "\n"
 
     def to_sql(self) -> str:
-        """One view a fact table, all that it refers to joined to it, the columns under their tables' names."""
+        """One view a fact table, with all that it refers to, at any distance, joined to it."""
         return "\n".join(self._view(fact) for fact in self.facts)
 
     def _view(self, fact: str) -> str:
@@ -269,7 +267,11 @@ def build_schema(
 
 
 def _add_likely(chosen: set[int], joins: Sequence[Join], groups: Sequence[int], threshold: float) -> None:
-    """Add further edges, most probable first, as long as no column refers twice and no cycle closes."""
+    """Add further edges, most probable first, as long as no column refers twice and no cycle closes.
+
+    A table is referred to by one key: an edge to another key of a table that is reached already is left out.
+    """
+    keys = {joins[edge].parent: joins[edge].keys for edge in chosen}
     used = {groups[edge] for edge in chosen}
     follows: dict[str, set[str]] = defaultdict(set)
     linked = {frozenset((joins[edge].child, joins[edge].parent)) for edge in chosen if joins[edge].mutual}
@@ -280,6 +282,8 @@ def _add_likely(chosen: set[int], joins: Sequence[Join], groups: Sequence[int], 
             continue
         both = frozenset((join.child, join.parent))
         if (join.mutual and both in linked) or _reaches(join.parent, join.child, follows):
+            continue
+        if keys.setdefault(join.parent, join.keys) != join.keys:
             continue
         chosen.add(edge)
         used.add(groups[edge])

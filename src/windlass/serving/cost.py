@@ -93,7 +93,7 @@ class Breakdown:
         compute_s: Products and attention of prompts.
         memory_s: Contexts of generations, and what reads and writes activations.
         network_s: All-reduces.
-        overhead_s: The host.
+        overhead_s: The host, and the devices waiting for it.
         total_s: Their sum.
         power_w: Mean draw of all devices; NaN where power is not modelled.
     """
@@ -123,6 +123,8 @@ class IterationCost:
         model: Its sizes.
         ranks: Devices over which every layer is split.
         host_s: What passes between two steps.
+        launch_s: How long the host needs to launch a step; a faster device waits for it. 0 for engines that replay
+            recorded graphs; some 40 ms were measured for 80 layers launched one by one.
 
     Example:
         >>> from windlass.sim.hardware import hardware
@@ -141,10 +143,12 @@ class IterationCost:
         *,
         ranks: int = 1,
         host_s: float = HOST_SECONDS,
+        launch_s: float = 0.0,
     ) -> None:
         if ranks < 1 or model.heads % ranks:
             raise UsageError(f"{model.heads} heads split over {ranks} ranks", hint="choose a divisor")
-        self.cost, self.device, self.model, self.ranks, self.host_s = cost, device, model, ranks, host_s
+        self.cost, self.device, self.model, self.ranks = cost, device, model, ranks
+        self.host_s, self.launch_s = host_s, launch_s
         fitted = cost.efficiency(device)
         self.error = max(fitted.error, fitted.attention_error / 2)
         self._products: dict[int, float] = {}
@@ -160,8 +164,10 @@ class IterationCost:
 
     def seconds(self, shape: BatchShape) -> float:
         """Seconds of a step of this shape."""
-        if not shape.tokens:
-            return 0.0
+        return max(self.device_seconds(shape), self.launch_s) + self.host_s if shape.tokens else 0.0
+
+    def device_seconds(self, shape: BatchShape) -> float:
+        """Seconds in which the devices work on a step of this shape."""
         return (
             self._linear(shape.tokens)
             + self._head(shape.samples)
@@ -170,7 +176,6 @@ class IterationCost:
             + shape.tokens * self._per_token
             + self._passes_start
             + self._network(shape.tokens)
-            + self.host_s
         )
 
     def iteration(self, shape: BatchShape) -> Breakdown:
@@ -178,10 +183,10 @@ class IterationCost:
         compute = self._linear(shape.tokens) + self._head(shape.samples) + shape.prefill_pairs * self._per_pair
         memory = shape.decode_context * self._per_context + shape.tokens * self._per_token + self._passes_start
         network = self._network(shape.tokens)
-        total = compute + memory + network + self.host_s
-        busy = (compute + memory) / total
+        total = self.seconds(shape)
+        busy = (compute + memory) / total if total else 0.0
         watts = self.device.idle_w + (self.device.tdp_w - self.device.idle_w) * busy
-        return Breakdown(compute, memory, network, self.host_s, total, self.ranks * watts)
+        return Breakdown(compute, memory, network, total - compute - memory - network, total, self.ranks * watts)
 
     def kv_pages(self, page_tokens: int, *, share: float = 0.9) -> int:
         """Pages of keys and values that fit beside the weights, when the engine may use `share` of the memory.
@@ -233,6 +238,28 @@ def tensor_parallel(device: HardwareSpec, ranks: int, model: DecoderShape) -> It
     """A model split over `ranks` devices of one machine."""
     cluster = ClusterSpec.parse(f"1x{ranks}x{device.name}")
     return IterationCost(CostModel(cluster), device, model, ranks=ranks)
+
+
+def fit_host(device_seconds: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """(launch_s, host_s) that turn what the devices need into what steps took, in relative error.
+
+    Raises:
+        UsageError: fewer than four steps, or one that took no time.
+    """
+    device, wall = np.array(device_seconds, np.float64), np.array(measured, np.float64)
+    if device.size < 4 or device.size != wall.size or not (wall > 0).all():
+        raise UsageError(f"{device.size} steps are too few to fit, or one took no time", hint="measure at least 4")
+
+    def residuals(z: NDArray[np.float64]) -> NDArray[np.float64]:
+        launch, host = np.exp(z)
+        logs: NDArray[np.float64] = np.log((np.maximum(device, launch) + host) / wall)
+        return logs
+
+    # The corner of the maximum hides slopes from a start on its far side, so both sides are tried.
+    starts = [np.log([part * float(wall.min()), 0.1 * float(wall.min())]) for part in (0.3, 0.9)]
+    fits = [least_squares(residuals, start) for start in starts]
+    launch, host = np.exp(min(fits, key=lambda z: float(np.abs(residuals(z)).sum()))).tolist()
+    return launch, host
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,11 +140,6 @@ class CostModel:
         watts = device.idle_w + (device.tdp_w - device.idle_w) * busy
         return Estimate(seconds, watts * seconds, error_of(cost.kind, fitted))
 
-    def bandwidth_share(self, cost: OpCost, device: HardwareSpec) -> float:
-        """The part of the device's memory bandwidth that the operator uses while it runs alone, 0 to 1."""
-        seconds = self.op(cost, device).seconds
-        return min(1.0, cost.bytes / device.mem_bw / seconds) if seconds else 0.0
-
     def efficiency(self, device: HardwareSpec) -> Efficiency:
         """The fitted numbers of `device`."""
         return self.calibration.efficiencies.get(device.name, device.efficiency)

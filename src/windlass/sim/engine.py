@@ -140,6 +140,7 @@ class Process(Event):
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` inside the process, now; what it waited for is forgotten."""
         if not self.done:
+            self.sim._forget(self)
             self.sim._resume(self, None, error)
 
 
@@ -283,6 +284,16 @@ class Sim:
                     self._wait(what, yielded)
         finally:
             self._events = events
+
+    def _forget(self, process: Process) -> None:
+        # Entries of a process that sleeps are not looked at before it is resumed, which keeps sleeping cheap; so an
+        # interrupt, which is rare, looks through the queue.
+        process.waits_for = None
+        for place, (time, number, send, what) in enumerate(self._heap):
+            if what is process or (send is None and what.__class__ is tuple and what[0] is process):
+                nothing = Timer(self, time, None, ())
+                nothing.cancel()
+                self._heap[place] = (time, number, None, nothing)
 
     def _resume(self, process: Process, value: Any, error: BaseException | None) -> None:
         if process.done:

@@ -64,7 +64,7 @@ class World:
         """Start a kernel; returns it and its relative error."""
         spec = self.cluster.devices[rank]
         estimate = self.cost.op(cost, spec)
-        share = self.cost.bandwidth_share(cost, spec)
+        share = min(1.0, cost.bytes / spec.mem_bw / estimate.seconds) if estimate.seconds else 0.0
         kernel = self.devices[rank].submit(
             estimate.seconds, units=cost.units, bandwidth=share, stream=stream, name=name
         )

@@ -76,7 +76,9 @@ class BatchedLlamaCpp:
 
     def __init__(self, library: Any, path: Path, sequences: int) -> None:
         self._lib = library
-        library.llama_log_set(library.llama_log_callback(lambda *_: None), None)
+        # Kept as long as this object: the library calls it at any time.
+        self._silence = library.llama_log_callback(lambda *_: None)
+        library.llama_log_set(self._silence, None)
         library.llama_backend_init()
         self._model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
         options = library.llama_context_default_params()

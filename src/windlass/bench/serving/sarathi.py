@@ -18,6 +18,7 @@ from windlass.bench.harness import BenchContext
 from windlass.bench.report import BenchReport, Metric, metric
 from windlass.bench.serving import batching_peers
 from windlass.bench.serving.real_engine import Timeline, default_model, fresh_engine, request, run_all
+from windlass.bench.serving.replayed import replay_metrics
 from windlass.bench.serving.sarathi_simulated import simulated_metrics
 from windlass.core.progress import check_cancelled
 from windlass.models.cpu_engine import CpuEngine
