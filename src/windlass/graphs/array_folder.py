@@ -35,7 +35,7 @@ def save_arrays(
     storage.make_folder(path)
     entries = {}
     for name, array in arrays.items():
-        data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         file = f"{name}-{digest[:12]}.bin"
         storage.write_atomic(path / file, data)  # type: ignore[arg-type]
@@ -84,6 +84,6 @@ def _read(path: Path, entry: Mapping[str, Any], mmap: bool) -> np.ndarray:
     except OSError as error:
         raise GraphFormatError(f"cannot read {path}: {error.strerror or error}", hint="make it again") from error
     plain = np.asarray(array)
-    if hashlib.blake2b(memoryview(plain).cast("B"), digest_size=16).hexdigest() != entry["checksum"]:
+    if hashlib.blake2b(plain.reshape(-1).view(np.uint8).data, digest_size=16).hexdigest() != entry["checksum"]:
         raise GraphFormatError(f"{path} is damaged: its checksum does not match", hint="make it again")
     return plain

@@ -182,7 +182,7 @@ class CommunityIndex:
         seeds: Sequence[int],
         size: int | None = 50,
         *,
-        method: Method = "pagerank",
+        method: Method = "average",
         prior: tuple[Any, Any] | None = None,
     ) -> Community:
         """The nodes that belong to `seeds`.
@@ -219,7 +219,11 @@ class CommunityIndex:
         if prior is not None:
             active, scores = _fused(found, active, scores, prior)
         order = np.lexsort((active, -scores))
-        kept = order[: size or _gap(scores[order][:200])]
+        falling = scores[order][:200]
+        if method == "average" and prior is None and len(falling) < 200:
+            # Who is no candidate agrees in no slot; the least that could be seen is one.
+            falling = np.append(falling, 1 / self.parameters["K"])
+        kept = order[: size or min(_gap(falling), len(order))]
         members = active[kept]
         return Community(
             members, scores[kept], self.similarities(members, members), len(found) + len(usable), ignored,
@@ -430,4 +434,5 @@ def _gap(scores: NDArray[np.float64]) -> int:
     if len(scores) <= 5:
         return len(scores)
     drops = 1 - scores[5:] / np.maximum(scores[4:-1], 1e-30)
-    return int(np.argmax(drops)) + 5
+    largest: int = int(np.argmax(drops)) + 5
+    return largest

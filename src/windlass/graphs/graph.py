@@ -195,7 +195,7 @@ class Graph:
         """32 hex digits that stand for structure and weights (not for names)."""
         digest = hashlib.blake2b(b"directed" if self.directed else b"undirected", digest_size=16)
         for array in (self.indptr, self.indices, self.flat_weights):
-            digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"-")
+            digest.update(array.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     @cached_property
@@ -238,8 +238,9 @@ class Graph:
 
     def ids(self, numbers: Any) -> list[Any]:
         """External ids of node numbers."""
-        chosen = np.asarray(numbers)
-        return chosen.tolist() if self.node_ids is None else self.node_ids[chosen].tolist()
+        chosen = np.asarray(numbers, np.int64)
+        names: list[Any] = chosen.tolist() if self.node_ids is None else self.node_ids[chosen].tolist()
+        return names
 
     @cached_property
     def _number_of(self) -> dict[Any, int]:

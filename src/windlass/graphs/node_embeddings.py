@@ -273,15 +273,16 @@ class FastRP:
         return (total - self._center) / self._spread_
 
 
-def as_graph(graph: Any, direction: Direction = "out") -> Graph:
+def as_graph(given: Any, direction: Direction = "out") -> Graph:
     """A `Graph` from what people have: one, a SciPy sparse matrix, a NetworkX graph."""
-    if not isinstance(graph, Graph):
-        if hasattr(graph, "tocoo"):
-            graph = Graph.from_scipy(graph)
-        elif hasattr(graph, "edges") and hasattr(graph, "is_directed"):
-            graph = Graph.from_networkx(graph)
-        else:
-            raise UsageError(f"a {type(graph).__name__} is no graph", hint="pass a Graph, SciPy or NetworkX one")
+    if isinstance(given, Graph):
+        graph = given
+    elif hasattr(given, "tocoo"):
+        graph = Graph.from_scipy(given)
+    elif hasattr(given, "edges") and hasattr(given, "is_directed"):
+        graph = Graph.from_networkx(given)
+    else:
+        raise UsageError(f"a {type(given).__name__} is no graph", hint="pass a Graph, SciPy or NetworkX one")
     if not graph.directed or direction == "out":
         return graph
     if direction == "in":

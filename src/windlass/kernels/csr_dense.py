@@ -62,7 +62,7 @@ def random_rows(seed: Any, rows: int, width: int, chance: float, indptr: Any, co
             if chance < 1.0:
                 word = mix64(key + np.uint64(2) * draw * _GAMMA)
                 share = (np.float64(word >> np.uint64(11)) + 1.0) * 2.0**-53
-                gap = min(np.int64(math.log(share) * scale), width)
+                gap = int(min(math.log(share) * scale, float(width)))
             column += 1 + gap
             if column >= width or used >= columns.size:
                 break
@@ -84,7 +84,7 @@ def project_rows(
     for row in range(first, last):
         target = out[row]
         target[:] = 0
-        total = 0.0
+        total: Any = 0.0
         for at in range(indptr[row], indptr[row + 1]):
             node = indices[at]
             weight = weights[at] if weights.size else np.float32(1)
@@ -92,19 +92,19 @@ def project_rows(
             for entry in range(random_ptr[node], random_ptr[node + 1]):
                 target[columns[entry]] += weight * scales[node] * signs[entry]
         if total > 0:
-            inverse = np.float32(1.0 / total)
+            inverse: Any = np.float32(1.0 / total)
             for i in range(target.size):
                 target[i] *= inverse
 
 
 @compiled
-def add_normalized(level: Any, weight: float, normalize: bool, total: Any) -> None:
+def add_normalized(level: Any, weight: Any, normalize: bool, total: Any) -> None:
     """`total += weight * level`, each row of `level` brought to length one first if asked; zero rows stay zero."""
     for row in range(level.shape[0]):
         source, target = level[row], total[row]
         factor = weight
         if normalize:
-            square = np.float32(0)
+            square: Any = np.float32(0)
             for i in range(source.size):
                 square += source[i] * source[i]
             factor = weight / np.sqrt(square) if square > 0 else np.float32(0)

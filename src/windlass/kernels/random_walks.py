@@ -78,7 +78,7 @@ def count_visits(
             draw = mix64(key + np.uint64(step) * _GAMMA)
             if (draw >> _SHIFT) < stop or indptr[node] == indptr[node + 1]:
                 break
-            node = np.int64(_neighbor(indptr, indices, prefix, node, draw & _LOW))
+            node = _neighbor(indptr, indices, prefix, node, draw & _LOW)
     return seen, total
 
 
@@ -99,7 +99,7 @@ def fingerprint_nodes(
     """
     used = 0
     for place in range(nodes.size):
-        start = np.int64(nodes[place])
+        start = nodes[place]
         if used + min(counts.size, walks * (max_steps + 1)) > ids.size:
             return place
         seen, total = count_visits(indptr, indices, prefix, start, walks, restart, max_steps, seed, counts, touched)

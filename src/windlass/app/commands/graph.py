@@ -109,7 +109,7 @@ def communities(
     graph: Stored,
     seeds: Seeds,
     size: Annotated[int, typer.Option(min=0, help="Members; 0: up to the largest drop of the scores.")] = 50,
-    method: Annotated[str, typer.Option(help="pagerank, average or agglomerative.")] = "pagerank",
+    method: Annotated[str, typer.Option(help="average, agglomerative or pagerank.")] = "average",
     fuse: Annotated[bool, typer.Option("--fuse", help="Join with personalised PageRank from the seeds.")] = False,
     out: Out = None,
     as_json: AsJson = False,
