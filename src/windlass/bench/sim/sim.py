@@ -153,7 +153,7 @@ def _prefills() -> list[Metric]:
             whole.append(report.seconds / seconds - 1)
             computed.append((report.seconds - talking) / without - 1)
         for what, errors, most in (("", whole, 0.10), (" without communication", computed, None)):
-            note = f"TokenWeave's table, {len(errors)} lengths from 1,024 to 65,536 tokens, {np.mean(errors):+.1%} on average"
+            note = f"TokenWeave's table, {len(errors)} lengths from 1,024 to 65,536 tokens, mean {np.mean(errors):+.1%}"
             error = float(np.mean(np.abs(errors)))
             title = f"error, prefill of {name} on 8 H100{what}"
             metrics.append(metric(title, "", error, better="lower", most=most, note=note))
