@@ -150,15 +150,13 @@ def _prefills() -> list[Metric]:
         for tokens, seconds, without in tables.prefill_times(folder.parent / "tokenweave" / "figure_11a.csv")[name]:
             report = executor.run(TensorParallelPrefill(shapes, tokens))
             talking = sum(span.end - span.begin for span in report.spans if span.rank == 0 and span.stream == "comm")
-            whole.append(abs(report.seconds / seconds - 1))
-            computed.append(abs((report.seconds - talking) / without - 1))
-        note = f"against TokenWeave's table, {len(whole)} lengths from 1,024 to 65,536 tokens"
-        metrics += [
-            metric(
-                f"error, prefill of {name} on 8 H100", "", float(np.mean(whole)), better="lower", most=0.10, note=note
-            ),
-            metric("error, the same without communication", "", float(np.mean(computed)), better="lower", note=note),
-        ]
+            whole.append(report.seconds / seconds - 1)
+            computed.append((report.seconds - talking) / without - 1)
+        for what, errors, most in (("", whole, 0.10), (" without communication", computed, None)):
+            note = f"TokenWeave's table, {len(errors)} lengths from 1,024 to 65,536 tokens, mean {np.mean(errors):+.1%}"
+            error = float(np.mean(np.abs(errors)))
+            title = f"error, prefill of {name} on 8 H100{what}"
+            metrics.append(metric(title, "", error, better="lower", most=most, note=note))
     return metrics
 
 
