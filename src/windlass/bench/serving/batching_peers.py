@@ -13,8 +13,9 @@ from typing import Any
 
 from windlass.bench.harness import peer_module
 from windlass.core import settings
-from windlass.models.generate import LocalModel
+from windlass.models.hugging_face import save_hugging_face
 from windlass.models.store import locate
+from windlass.models.weights import open_weights
 from windlass.serving.request import Request
 
 
@@ -38,15 +39,19 @@ class ContinuousTransformers:
         self._model, self._transformers = model, transformers
 
     @classmethod
-    def load(cls, model: LocalModel) -> ContinuousTransformers | None:
-        """The model in transformers; None when it is not installed."""
+    def load(cls, folder: Path) -> ContinuousTransformers | None:
+        """The model in transformers, by way of `folder`; None when it is not installed.
+
+        Not from the GGUF file itself, whose packed weights transformers computes with several times slower.
+        """
         transformers, torch = peer_module("transformers"), peer_module("torch")
         if transformers is None or torch is None:
             return None
         torch.set_num_threads(_threads())
-        path = model_file()
+        source = open_weights(model_file())
+        save_hugging_face(folder, source.config, {name: source.tensor(name) for name in source.names()})
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
+            folder, dtype=torch.float32, attn_implementation="sdpa"
         )
         return cls(loaded.eval(), transformers)
 
@@ -89,7 +94,7 @@ class BatchedLlamaCpp:
         self._batch = library.llama_batch_init(32 * sequences, 0, 1)
 
     @classmethod
-    def load(cls, model: LocalModel) -> BatchedLlamaCpp | None:
+    def load(cls) -> BatchedLlamaCpp | None:
         """The model in llama.cpp; None when it is not installed."""
         library = peer_module("llama_cpp")
         return None if library is None else cls(library, model_file(), 32)

@@ -21,8 +21,8 @@ from windlass.serving.numba_executor import NumbaExecutor
 from windlass.serving.request import Request, SamplingParams, tokens_of
 
 
-def default_model() -> tuple[LocalModel, CpuEngine]:
-    """The configured language model and its compiled engine.
+def default_model() -> CpuEngine:
+    """The compiled engine of the configured language model.
 
     Raises:
         ModelError: the configured model runs on another engine.
@@ -30,7 +30,7 @@ def default_model() -> tuple[LocalModel, CpuEngine]:
     model = LocalModel.load(locate(settings.load().models.decoder))
     if not isinstance(model.decoder, CpuEngine):
         raise ModelError("this benchmark measures the compiled engine, which does not run the configured model")
-    return model, model.decoder
+    return model.decoder
 
 
 def fresh_engine(model: CpuEngine, policy: Scheduler, *, pages: int = 1200) -> Engine:

@@ -22,7 +22,6 @@ from windlass.bench.serving.replayed import replay_metrics
 from windlass.bench.serving.sarathi_simulated import simulated_metrics
 from windlass.core.progress import check_cancelled
 from windlass.models.cpu_engine import CpuEngine
-from windlass.models.generate import LocalModel
 from windlass.serving.batch import Batch, Sampled, Scheduler, StepResult
 from windlass.serving.cost import StepFit
 from windlass.serving.kv import KVManager, PageCounts
@@ -36,17 +35,17 @@ LONG, LONG_QUICK = 2_500, 400
 
 
 def run(context: BenchContext) -> BenchReport:
-    model, decoder = default_model()
+    decoder = default_model()
     step_time = _warm_up(decoder)
     long_prompt = LONG_QUICK if context.quick else LONG
     metrics = [
         *_stalls(context, decoder, step_time, long_prompt),
-        *_batched_decoding(context, model, decoder),
+        *_batched_decoding(context, decoder),
         *_scheduling_cost(),
         *simulated_metrics(context),
     ]
     if not context.quick:
-        metrics += _mixed_requests(context, model, decoder, step_time)
+        metrics += _mixed_requests(context, decoder)
         metrics += replay_metrics(context, decoder, step_time)
     return context.report(
         mode="measured",
@@ -135,12 +134,11 @@ def _one_stall(decoder: CpuEngine, policy: Scheduler, long_prompt: int) -> _Stal
     )
 
 
-def _mixed_requests(context: BenchContext, model: LocalModel, decoder: CpuEngine, step_time: StepFit) -> list[Metric]:
+def _mixed_requests(context: BenchContext, decoder: CpuEngine) -> list[Metric]:
     """16 prompts of different lengths at once: tokens a second and worst stall, against `generate_batch`."""
-    scale = 4 if context.quick else 1
-    shapes = [(16 + 37 * number % 400, max(8, (24 + 13 * number % 48) // scale)) for number in range(16)]
+    shapes = [(16 + 37 * number % 200, 24) for number in range(16)]
     requests = [request(f"m{number}", prompt, made) for number, (prompt, made) in enumerate(shapes)]
-    peer = batching_peers.ContinuousTransformers.load(model)
+    peer = batching_peers.ContinuousTransformers.load(context.workdir / "hugging_face")
     ours: list[tuple[float, float]] = []
     theirs: list[tuple[float, float]] = []
     for _ in range(3):
@@ -165,11 +163,11 @@ def _mixed_requests(context: BenchContext, model: LocalModel, decoder: CpuEngine
     ]  # fmt: skip
 
 
-def _batched_decoding(context: BenchContext, model: LocalModel, decoder: CpuEngine) -> list[Metric]:
+def _batched_decoding(context: BenchContext, decoder: CpuEngine) -> list[Metric]:
     """Tokens a second of 8 and 32 generations at once, prompts of 32 tokens apart from the count."""
     steps = 8 if context.quick else 32
     metrics = []
-    peer = batching_peers.BatchedLlamaCpp.load(model)
+    peer = batching_peers.BatchedLlamaCpp.load()
     for size in (8, 32):
         ours, theirs = [], []
         for _ in range(1 if context.quick else 3):
