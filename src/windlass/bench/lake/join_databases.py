@@ -251,7 +251,8 @@ def _clipped(noun: str) -> str:
     return first[0] + second[:4] if second else first[:4]
 
 
-_Own, _Reference = Callable[[str, str], str], Callable[[str, str, str], str]
+_Own = Callable[[str, str], str]
+_Reference = Callable[[str, str, str], str]
 _STYLES: tuple[tuple[_Own, _Reference], ...] = (
     (lambda noun, short: f"{noun}_id", lambda noun, child, parent: f"{noun}_id"),
     (lambda noun, short: "id", lambda noun, child, parent: f"{noun}_id"),
