@@ -340,7 +340,7 @@ class CommunityIndex:
 
     def _chosen_rows(self, max_candidates: int) -> int:
         """The shortest bands whose buckets are small enough, by the buckets of a sample, scaled up."""
-        slots = self.parameters["K"]
+        slots: int = self.parameters["K"]
         usable = np.flatnonzero(self._degrees >= self.parameters["min_degree"])
         if len(usable) == 0:
             return 1

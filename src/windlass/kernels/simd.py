@@ -371,7 +371,13 @@ def _exp2(builder: Any, x: Any) -> Any:
     return builder.bitcast(builder.add(builder.bitcast(p, _INTS), exponent), _FLOATS)
 
 
-_POWER = tuple(float(np.float32(c)) for c in (0.0013276470126584172, 0.009675540961325169, 0.05550713092088699, 0.24022120237350464, 0.6931469440460205, 1.0000001))
+_POWER = tuple(
+    float(np.float32(coefficient))
+    for coefficient in (
+        0.0013276470126584172, 0.009675540961325169, 0.05550713092088699, 0.24022120237350464,
+        0.6931469440460205, 1.0000001,
+    )
+)  # fmt: skip
 exp2_float = _pure(Floats, 1, _exp2)
 """2^x for x <= 0; below -126, its value there."""
 

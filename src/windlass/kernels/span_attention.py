@@ -120,4 +120,4 @@ def _soften(scores: Any, count: int) -> float:
     share = np.float32(1.0 / total)
     for slot in range(count):
         scores[slot] *= share
-    return math.log(total) + top
+    return float(math.log(total) + top)

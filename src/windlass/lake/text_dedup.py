@@ -324,7 +324,7 @@ class _Characters:
         mark_folded(data, starts, self._known, long_way)
         if not long_way.any():
             return data, starts
-        for number in np.flatnonzero(long_way):
+        for number in np.flatnonzero(long_way).tolist():
             text = unicodedata.normalize("NFKC", texts[number]).lower()
             encoded[number] = text.encode("utf-8", "replace")
             self._learn(_joined([encoded[number]])[0])
