@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.models.tiny_models import hf_config, random_weights, write_folder, write_gguf
 from windlass.core.errors import ModelError, UsageError
-from windlass.kernels.cpu_attention import PAGE
+from windlass.kernels.cpu_attention import CHUNK
 from windlass.kernels.cpu_gemm import unpack_row
 from windlass.models.cpu_engine import LAYER_MATRICES, PREFILL_CHUNK, CpuEngine
 from windlass.models.decoder import Decoder, rms_norm
@@ -46,7 +46,12 @@ class RoundedDecoder(Decoder):
                 return self.linear(round_activations(x))
 
         self._layers = [
-            replace(layer, **{name: Rounded(getattr(layer, name)) for name in ("qkv", "output", "gate_up", "down")})
+            replace(
+                layer,
+                qkv=Rounded(layer.qkv),
+                output=Rounded(layer.output),
+                ffn=replace(layer.ffn, gate_up=Rounded(layer.ffn.gate_up), down=Rounded(layer.ffn.down)),
+            )
             for layer in self._layers
         ]
 
@@ -183,7 +188,7 @@ def test_prefill_steps_truncate_and_fork_give_the_same_bits(engine: CpuEngine, l
 
 
 def test_prompts_longer_than_a_chunk_and_several_pages(engine: CpuEngine) -> None:
-    tokens = np.random.default_rng(1).integers(0, 250, PREFILL_CHUNK + PAGE + 3)
+    tokens = np.random.default_rng(1).integers(0, 250, PREFILL_CHUNK + CHUNK + 3)
     together, stepwise = engine.cache(), engine.cache()
     last = engine.prefill(tokens, together)
     for token in tokens:

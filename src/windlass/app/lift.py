@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def lift(
     *,
     offline: bool = False,
     embed: bool = True,
+    survey: bool = True,
     on_searchable: Callable[[], None] | None = None,
 ) -> IndexReport:
     """Index the folder once, models included.
@@ -60,20 +62,38 @@ def lift(
         progress: Hears of every stage, downloads among them.
         offline: Do without missing models instead of downloading them.
         embed: False stops when everything can be found by its words.
+        survey: Also look for tables in tables and near-copies of texts.
         on_searchable: Called when that is so.
 
     Raises:
         WindlassError: As `Pipeline.index`. A model that cannot be had is a notice in the report, not an error.
     """
     first = pipeline.index(progress=progress, embed=False, on_searchable=on_searchable)
-    if not embed:
-        return first
-    notices = [] if offline else pull_missing(pipeline, progress)
-    second = pipeline.index(progress=progress)
-    first.passages_embedded = second.passages_embedded
-    first.seconds["embed"] = second.seconds.get("embed", 0.0)
-    first.notices = notices or second.notices
+    if embed:
+        notices = [] if offline else pull_missing(pipeline, progress)
+        second = pipeline.index(progress=progress)
+        first.passages_embedded = second.passages_embedded
+        first.seconds["embed"] = second.seconds.get("embed", 0.0)
+        first.notices = notices or second.notices
+    if survey:  # last: answers do not wait for it, and its first run on a machine compiles for a while
+        started = time.perf_counter()
+        first.notices = [*first.notices, *compare(pipeline, progress)]
+        first.seconds["compare"] = time.perf_counter() - started
     return first
+
+
+def compare(pipeline: Pipeline, progress: Progress) -> list[str]:
+    """Bring what is known beyond single files up to date; returns what a person should know where that fails.
+
+    What was indexed is of use without it, so nothing but a person's wish ends the run.
+    """
+    try:
+        pipeline.survey(progress)
+    except Cancelled:
+        raise
+    except WindlassError as error:
+        return [f"tables and texts were not compared: {error}"]
+    return []
 
 
 def pull_missing(pipeline: Pipeline, progress: Progress) -> list[str]:
@@ -131,6 +151,7 @@ def keep_up(
         while not stop.is_set():
             try:
                 report = pipeline.index(progress=progress)
+                compare(pipeline, progress)
             except WorkspaceLocked:
                 stop.wait(_RETRY_SECONDS)
             except Cancelled:

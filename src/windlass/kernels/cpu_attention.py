@@ -1,7 +1,8 @@
 """Attention of new tokens over a paged half-precision cache, and the small float work around it.
 
-A page holds 16 positions of one layer and one key head: keys as `[head_dim][16]`, so that 16 scores come out of
-plain multiplications without adding up lanes, values as `[16][head_dim]`. A sequence is a list of page numbers.
+A context is a list of runs: some neighbouring slots of a page each. It is worked through in chunks of 256 slots,
+counted from its start: softmax inside a chunk, then chunks are merged in order (the online softmax). So the bits of a
+result depend on what the context holds and never on how it is cut into runs, on the batch or on the threads.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled, inlined, pasted
+from windlass.kernels.compiled import Compiled, caller, compiled, inlined
 from windlass.kernels.simd import (
     LANES,
     add_float,
     div_float,
+    exp2_float,
     exp_float,
     fma,
     load_float,
@@ -24,16 +26,21 @@ from windlass.kernels.simd import (
     max_float,
     max_lanes,
     mul_float,
+    prefetch,
     repeat,
     splat,
     store_float,
+    store_four_sums,
     store_half,
     sum_lanes,
+    swap_pairs,
     zero_float,
 )
 
-PAGE = 16
-"""Positions in a page."""
+CHUNK = 256
+"""Slots of a context whose scores are kept at once."""
+RUNS_AHEAD = 2
+"""Runs whose memory is asked for before they are needed."""
 
 
 @inlined
@@ -60,155 +67,244 @@ def gate(gates: Any, gates_at: int, ups: Any, ups_at: int, out: Any, out_at: int
 
 
 @inlined
-def rotate(x: Any, at: int, size: int, cosine: Any, sine: Any, angle_at: int, interleaved: bool) -> None:
-    """Turn the channel pairs of one head in place."""
-    half = size // 2
-    for pair in range(half):
-        first, second = (at + 2 * pair, at + 2 * pair + 1) if interleaved else (at + pair, at + pair + half)
-        a, b = x[first], x[second]
-        c, s = cosine[angle_at + pair], sine[angle_at + pair]
-        x[first] = a * c - b * s
-        x[second] = b * c + a * s
+def rotate(
+    x: Any, at: int, size: int, cosine: Any, sine: Any, angle_at: int, interleaved: bool, scale: float, out: Any,
+    out_at: int,
+) -> None:  # fmt: skip
+    """Turn the channel pairs of one head, times `scale`.
 
-
-@pasted
-def page_start(layer: int, page: int, head: int, pages: int, heads: int, size: int) -> int:
-    """First element of a page in the flat cache `[layer][page][key head][16 * head_dim]`."""
-    return ((layer * pages + page) * heads + head) * PAGE * size
+    Args:
+        x: float32 head at `at`; for pairs that are half a head apart it stands there twice, one behind the other.
+        cosine, sine: a number for each channel from `angle_at`; the sine of a pair's first channel is negated.
+    """
+    factor = splat(np.float32(scale))
+    for i in range(0, size, LANES):
+        own = load_float(x, at + i)
+        partner = swap_pairs(own) if interleaved else load_float(x, at + i + size // 2)
+        turned = fma(partner, load_float(sine, angle_at + i), mul_float(own, load_float(cosine, angle_at + i)))
+        store_float(out, out_at + i, mul_float(turned, factor))
 
 
 @inlined
-def remember(
-    key: Any, value: Any, value_at: int, size: int, keys: Any, values: Any, start: int, slot: int, half: Any
-) -> None:
-    """Write one head's key (`key[:size]`) and value of one position to slot `slot` of the page that begins at `start`.
-
-    `half` is scratch of `size` uint16.
-    """
+def _score_rows(
+    q: Any, q0: int, q1: int, q2: int, size: int, data: Any, k0: int, k1: int, k2: int, k3: int, scores: Any, s0: int,
+    s1: int, s2: int,
+) -> None:  # fmt: skip
+    """Products of three queries with four keys, four scores side by side for each query."""
+    a0, a1, a2, a3 = zero_float(), zero_float(), zero_float(), zero_float()
+    b0, b1, b2, b3 = zero_float(), zero_float(), zero_float(), zero_float()
+    c0, c1, c2, c3 = zero_float(), zero_float(), zero_float(), zero_float()
     for i in range(0, size, LANES):
-        store_half(half, i, load_float(key, i))
-        store_half(values, start + slot * size + i, load_float(value, value_at + i))
-    for i in range(size):
-        keys[start + i * PAGE + slot] = half[i]
+        a, b, c = load_float(q, q0 + i), load_float(q, q1 + i), load_float(q, q2 + i)
+        key = load_half(data, k0 + i)
+        a0, b0, c0 = fma(a, key, a0), fma(b, key, b0), fma(c, key, c0)
+        key = load_half(data, k1 + i)
+        a1, b1, c1 = fma(a, key, a1), fma(b, key, b1), fma(c, key, c1)
+        key = load_half(data, k2 + i)
+        a2, b2, c2 = fma(a, key, a2), fma(b, key, b2), fma(c, key, c2)
+        key = load_half(data, k3 + i)
+        a3, b3, c3 = fma(a, key, a3), fma(b, key, b3), fma(c, key, c3)
+    store_four_sums(scores, s0, a0, a1, a2, a3)
+    store_four_sums(scores, s1, b0, b1, b2, b3)
+    store_four_sums(scores, s2, c0, c1, c2, c3)
+
+
+@inlined
+def _blend_rows(
+    scores: Any, s0: int, s1: int, s2: int, rows: int, size: int, data: Any, value_at: int, out: Any, o0: int, o1: int,
+    o2: int,
+) -> None:  # fmt: skip
+    """Add `rows` values, weighted by the scores of three heads, to three outputs."""
+    wide = size // (4 * LANES) * (4 * LANES)
+    for i in range(0, wide, 4 * LANES):
+        j, k, m = i + LANES, i + 2 * LANES, i + 3 * LANES
+        a0, a1, a2, a3 = (
+            load_float(out, o0 + i),
+            load_float(out, o0 + j),
+            load_float(out, o0 + k),
+            load_float(out, o0 + m),
+        )
+        b0, b1, b2, b3 = (
+            load_float(out, o1 + i),
+            load_float(out, o1 + j),
+            load_float(out, o1 + k),
+            load_float(out, o1 + m),
+        )
+        c0, c1, c2, c3 = (
+            load_float(out, o2 + i),
+            load_float(out, o2 + j),
+            load_float(out, o2 + k),
+            load_float(out, o2 + m),
+        )
+        for row in range(rows):
+            at = value_at + row * size
+            a, b, c = repeat(scores, s0 + row), repeat(scores, s1 + row), repeat(scores, s2 + row)
+            value = load_half(data, at + i)
+            a0, b0, c0 = fma(a, value, a0), fma(b, value, b0), fma(c, value, c0)
+            value = load_half(data, at + j)
+            a1, b1, c1 = fma(a, value, a1), fma(b, value, b1), fma(c, value, c1)
+            value = load_half(data, at + k)
+            a2, b2, c2 = fma(a, value, a2), fma(b, value, b2), fma(c, value, c2)
+            value = load_half(data, at + m)
+            a3, b3, c3 = fma(a, value, a3), fma(b, value, b3), fma(c, value, c3)
+        _store_four(out, o2 + i, c0, c1, c2, c3)
+        _store_four(out, o1 + i, b0, b1, b2, b3)
+        _store_four(out, o0 + i, a0, a1, a2, a3)
+    for i in range(wide, size, LANES):
+        a0, b0, c0 = load_float(out, o0 + i), load_float(out, o1 + i), load_float(out, o2 + i)
+        for row in range(rows):
+            value = load_half(data, value_at + row * size + i)
+            a0 = fma(repeat(scores, s0 + row), value, a0)
+            b0 = fma(repeat(scores, s1 + row), value, b0)
+            c0 = fma(repeat(scores, s2 + row), value, c0)
+        store_float(out, o2 + i, c0)
+        store_float(out, o1 + i, b0)
+        store_float(out, o0 + i, a0)
+
+
+@inlined
+def _store_four(out: Any, at: int, a: Any, b: Any, c: Any, d: Any) -> None:
+    store_float(out, at, a)
+    store_float(out, at + LANES, b)
+    store_float(out, at + 2 * LANES, c)
+    store_float(out, at + 3 * LANES, d)
+
+
+@inlined
+def _soften(scores: Any, at: int, count: int, out: Any, out_at: int) -> None:
+    """Turn `count` scores into 2^(score - max), zeros behind them; the maximum and the sum to `out`."""
+    whole = (count + LANES - 1) // LANES * LANES
+    for i in range(count, whole):
+        scores[at + i] = np.float32(-np.inf)
+    largest = splat(np.float32(-np.inf))
+    for i in range(0, whole, LANES):
+        largest = max_float(largest, load_float(scores, at + i))
+    top = max_lanes(largest)
+    total = zero_float()
+    for i in range(0, whole, LANES):
+        weight = exp2_float(add_float(load_float(scores, at + i), splat(-top)))
+        store_float(scores, at + i, weight)
+        total = add_float(total, weight)
+    out[out_at], out[out_at + 1] = top, sum_lanes(total)
+
+
+@inlined
+def _fetch_rows(data: Any, at: int, elements: int) -> None:
+    for i in range(0, elements, 32):
+        prefetch(data, at + i)
 
 
 @compiled
 def attend(
-    x: Any, query_at: int, heads: int, size: int, position: int, first: int, table: Any, keys: Any, values: Any,
-    layer: int, pages: int, key_head: int, key_heads: int, scores: Any, room: int, out: Any, out_at: int,
+    q: Any, q_at: int, heads: int, size: int, data: Any, key_at: int, value_at: int, page_elements: int, pages: Any,
+    starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int, scores: Any, out: Any,
+    out_at: int,
 ) -> None:  # fmt: skip
-    """Attention of one to four neighbouring query heads over positions `first` to `position`.
+    """Attention of the query heads of one key head over slots `begin` to `end` of a context, at most 256.
 
-    Four heads share each key and value that is read; missing ones repeat the last.
+    Three heads share each key and value that is read; missing ones repeat the last. Memory of the next runs is asked
+    for while one is worked on, since the processor cannot guess where the next page is.
 
     Args:
-        x: float32, queries from `query_at`, head after head.
-        table: page numbers of the sequence.
-        scores: float32 scratch of four times `room`.
-        out: float32, results from `out_at`, head after head.
+        q: float32 queries `[heads, size]` from `q_at`, times log2(e) / sqrt(size).
+        data: uint16, the pool, flat; keys of this layer and head are `key_at` behind a page's beginning.
+        pages, starts, begins, lengths: the runs of all contexts; `begins` counts slots from the context's start.
+        low, high: the runs of this context.
+        scores: float32 scratch, `heads * (CHUNK + 16)`.
+        out: float32: sums of weighted values `[heads, size]` from `out_at`, then for each head the largest score and
+            the sum of weights.
     """
-    scale = splat(np.float32(1.0 / math.sqrt(size)))
-    begin = first // PAGE
-    q0 = query_at
-    q1 = query_at + min(1, heads - 1) * size
-    q2 = query_at + min(2, heads - 1) * size
-    q3 = query_at + min(3, heads - 1) * size
-    for page in range(begin, position // PAGE + 1):
-        start = page_start(layer, table[page], key_head, pages, key_heads, size)
-        a0, b0, c0, d0 = zero_float(), zero_float(), zero_float(), zero_float()
-        a1, b1, c1, d1 = zero_float(), zero_float(), zero_float(), zero_float()
-        for i in range(size):
-            low = load_half(keys, start + i * PAGE)
-            a, b, c, d = repeat(x, q0 + i), repeat(x, q1 + i), repeat(x, q2 + i), repeat(x, q3 + i)
-            a0, b0, c0, d0 = fma(low, a, a0), fma(low, b, b0), fma(low, c, c0), fma(low, d, d0)
-            if LANES == 8:
-                high = load_half(keys, start + i * PAGE + 8)
-                a1, b1, c1, d1 = fma(high, a, a1), fma(high, b, b1), fma(high, c, c1), fma(high, d, d1)
-        place = (page - begin) * PAGE
-        store_float(scores, place, mul_float(a0, scale))
-        store_float(scores, room + place, mul_float(b0, scale))
-        store_float(scores, 2 * room + place, mul_float(c0, scale))
-        store_float(scores, 3 * room + place, mul_float(d0, scale))
-        if LANES == 8:
-            store_float(scores, place + 8, mul_float(a1, scale))
-            store_float(scores, room + place + 8, mul_float(b1, scale))
-            store_float(scores, 2 * room + place + 8, mul_float(c1, scale))
-            store_float(scores, 3 * room + place + 8, mul_float(d1, scale))
+    room = CHUNK + 16
+    first, last = low, high
+    while last - first > 1:
+        middle = (first + last) // 2
+        if begins[middle] <= begin:
+            first = middle
+        else:
+            last = middle
+    stop = first + 1
+    while stop < high and begins[stop] < end:
+        stop += 1
+    for run in range(first, stop):
+        skip = max(begin - begins[run], 0)
+        rows = min(end - begins[run], lengths[run]) - skip
+        base = pages[run] * page_elements + key_at + (starts[run] + skip) * size
+        place = begins[run] + skip - begin
+        coming = run + RUNS_AHEAD
+        ahead = key_at
+        if coming >= stop:
+            coming = min(coming - stop + first, stop - 1)
+            ahead = value_at
+        ahead += pages[coming] * page_elements + starts[coming] * size
+        for row in range(0, rows, 4):
+            _fetch_rows(data, ahead + row * size, 4 * size)
+            k0 = base + row * size
+            k1, k2 = base + min(row + 1, rows - 1) * size, base + min(row + 2, rows - 1) * size
+            k3 = base + min(row + 3, rows - 1) * size
+            for head in range(0, heads, 3):
+                h1, h2 = min(head + 1, heads - 1), min(head + 2, heads - 1)
+                _score_rows(
+                    q, q_at + head * size, q_at + h1 * size, q_at + h2 * size, size, data, k0, k1, k2, k3, scores,
+                    head * room + place + row, h1 * room + place + row, h2 * room + place + row,
+                )  # fmt: skip
     for head in range(heads):
-        share = soften(scores, head * room, first - begin * PAGE, position - begin * PAGE + 1)
-        scores[head * room + room - 1] = share
-    blend(heads, size, position, first, table, values, layer, pages, key_head, key_heads, scores, room, out, out_at)
+        _soften(scores, head * room, end - begin, out, out_at + heads * size + 2 * head)
+    for i in range(0, heads * size, LANES):
+        store_float(out, out_at + i, zero_float())
+    for run in range(first, stop):
+        skip = max(begin - begins[run], 0)
+        rows = min(end - begins[run], lengths[run]) - skip
+        base = pages[run] * page_elements + value_at + (starts[run] + skip) * size
+        place = begins[run] + skip - begin
+        coming = min(run + RUNS_AHEAD, high - 1)
+        ahead = pages[coming] * page_elements + starts[coming] * size + (value_at if coming < stop else key_at)
+        _fetch_rows(data, ahead, rows * size)
+        for head in range(0, heads, 3):
+            h1, h2 = min(head + 1, heads - 1), min(head + 2, heads - 1)
+            _blend_rows(
+                scores, head * room + place, h1 * room + place, h2 * room + place, rows, size, data, base, out,
+                out_at + head * size, out_at + h1 * size, out_at + h2 * size,
+            )  # fmt: skip
 
 
 @inlined
-def soften(scores: Any, base: int, first: int, end: int) -> float:
-    """Turn scores `first` to `end` into exp(score - max), those around them into zero; 1 / their sum."""
-    whole = (end + 15) // 16 * 16
-    for i in range(first):
-        scores[base + i] = np.float32(-np.inf)
-    for i in range(end, whole):
-        scores[base + i] = np.float32(-np.inf)
-    largest = splat(np.float32(-np.inf))
-    for i in range(0, whole, LANES):
-        largest = max_float(largest, load_float(scores, base + i))
-    top = splat(-max_lanes(largest))
-    total = zero_float()
-    for i in range(0, whole, LANES):
-        weight = exp_float(add_float(load_float(scores, base + i), top))
-        store_float(scores, base + i, weight)
-        total = add_float(total, weight)
-    for i in range(first):
-        scores[base + i] = np.float32(0)
-    for i in range(end, whole):
-        scores[base + i] = np.float32(0)
-    inverse: float = np.float32(1) / sum_lanes(total)
-    return inverse
+def merge(sums: Any, at: int, more: Any, more_at: int, heads: int, size: int) -> None:
+    """Take what `attend` wrote for the next chunk of a context into what it wrote for those before."""
+    for head in range(heads):
+        top_at, more_top_at = at + heads * size + 2 * head, more_at + heads * size + 2 * head
+        top = max(sums[top_at], more[more_top_at])
+        keep = exp2_float(splat(np.float32(sums[top_at] - top)))
+        take = exp2_float(splat(np.float32(more[more_top_at] - top)))
+        for i in range(head * size, (head + 1) * size, LANES):
+            kept = mul_float(load_float(sums, at + i), keep)
+            store_float(sums, at + i, fma(load_float(more, more_at + i), take, kept))
+        total = max_lanes(keep) * sums[top_at + 1]
+        sums[top_at + 1] = total + max_lanes(take) * more[more_top_at + 1]
+        sums[top_at] = top
 
 
 @inlined
-def _finish(heads: int, head: int, low: Any, high: Any, scores: Any, room: int, out: Any, at: int, size: int) -> None:
-    if head < heads:
-        share = repeat(scores, head * room + room - 1)
-        store_float(out, at + head * size, mul_float(low, share))
-        store_float(out, at + head * size + LANES, mul_float(high, share))
+def finish(sums: Any, at: int, heads: int, size: int, out: Any, out_at: int) -> None:
+    """Divide weighted sums by the sum of weights: the attention of each head into `out [heads, size]`."""
+    for head in range(heads):
+        share = splat(np.float32(1) / sums[at + heads * size + 2 * head + 1])
+        for i in range(head * size, (head + 1) * size, LANES):
+            store_float(out, out_at + i, mul_float(load_float(sums, at + i), share))
 
 
 @inlined
-def blend(
-    heads: int, size: int, position: int, first: int, table: Any, values: Any, layer: int, pages: int, key_head: int,
-    key_heads: int, scores: Any, room: int, out: Any, out_at: int,
-) -> None:  # fmt: skip
-    """Values weighted by the softened scores; `scores[room - 1]` of each head is one over their sum."""
-    begin = first // PAGE
-    s1, s2, s3 = min(1, heads - 1) * room, min(2, heads - 1) * room, min(3, heads - 1) * room
-    for i in range(0, size, 2 * LANES):
-        a0, b0, c0, d0 = zero_float(), zero_float(), zero_float(), zero_float()
-        a1, b1, c1, d1 = zero_float(), zero_float(), zero_float(), zero_float()
-        for page in range(begin, position // PAGE + 1):
-            start = page_start(layer, table[page], key_head, pages, key_heads, size) + i
-            slot_first = max(first - page * PAGE, 0)
-            slot_end = min(position - page * PAGE + 1, PAGE)
-            place = (page - begin) * PAGE
-            for slot in range(slot_first, slot_end):
-                low, high = load_half(values, start + slot * size), load_half(values, start + slot * size + LANES)
-                a, b = repeat(scores, place + slot), repeat(scores, s1 + place + slot)
-                c, d = repeat(scores, s2 + place + slot), repeat(scores, s3 + place + slot)
-                a0, b0, c0, d0 = fma(low, a, a0), fma(low, b, b0), fma(low, c, c0), fma(low, d, d0)
-                a1, b1, c1, d1 = fma(high, a, a1), fma(high, b, b1), fma(high, c, c1), fma(high, d, d1)
-        _finish(heads, 0, a0, a1, scores, room, out, out_at + i, size)
-        _finish(heads, 1, b0, b1, scores, room, out, out_at + i, size)
-        _finish(heads, 2, c0, c1, scores, room, out, out_at + i, size)
-        _finish(heads, 3, d0, d1, scores, room, out, out_at + i, size)
+def remember(x: Any, at: int, size: int, data: Any, place: int) -> None:
+    """Write one head's key or value to the pool."""
+    for i in range(0, size, LANES):
+        store_half(data, place + i, load_float(x, at + i))
 
 
-_F32, _U16, _PAGES = (
-    types.Array(types.float32, 1, "C"),
-    types.Array(types.uint16, 1, "C"),
-    types.Array(types.int64, 1, "C"),
-)
+_F32, _U16, _I64 = (types.Array(kind, 1, "C") for kind in (types.float32, types.uint16, types.int64))
 _INT = types.int64
 ATTEND = Compiled(
     attend,
-    types.void(_F32, _INT, _INT, _INT, _INT, _INT, _PAGES, _U16, _U16, _INT, _INT, _INT, _INT, _F32, _INT, _F32, _INT),
+    types.void(
+        _F32, _INT, _INT, _INT, _U16, _INT, _INT, _INT, _I64, _I64, _I64, _I64, _INT, _INT, _INT, _INT, _F32, _F32, _INT
+    ),
 )
 call_attend = caller(ATTEND.signature)

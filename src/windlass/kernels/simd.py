@@ -117,6 +117,10 @@ def _call(builder: Any, name: str, result: ir.Type, arguments: list[Any]) -> Any
     return builder.call(function, arguments)
 
 
+def _picked(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(picks)), picks))
+
+
 def _splat(builder: Any, value: Any, kind: ir.VectorType) -> Any:
     single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
     zeros = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
@@ -164,6 +168,29 @@ load_half = intrinsic(_loader(Floats, _HALVES, lambda builder, value: builder.fp
 """`LANES` half-precision numbers as float32. The index counts elements of the array (bytes of a uint8 array)."""
 repeat = intrinsic(_loader(Floats, _F32, lambda builder, value: _splat(builder, value, _FLOATS)))
 """One number of a float32 array in every lane; unlike `splat(array[i])`, the index cannot count from the end."""
+_STORED = {types.float32: _F32, types.uint16: _HALF, types.int8: _I8}
+
+
+def _number(builder: Any, value: Any, kind: ir.Type) -> Any:
+    if isinstance(getattr(value.type, "element", value.type), ir.IntType):
+        return builder.sitofp(value, kind)
+    return value if value.type == kind else builder.fpext(value, kind)
+
+
+@intrinsic
+def load_number(typing: Any, array: Any, index: Any) -> Any:
+    """`LANES` numbers of a float32, uint16 (the bits of half precision) or int8 array, as float32."""
+    stored = ir.VectorType(_STORED[array.dtype], LANES)
+    return _loader(Floats, stored, lambda builder, value: _number(builder, value, _FLOATS))(typing, array, index)
+
+
+@intrinsic
+def number_at(typing: Any, array: Any, index: Any) -> Any:
+    """One number of a float32, uint16 (the bits of half precision) or int8 array, as float32."""
+    stored = _STORED[array.dtype]
+    return _loader(types.float32, stored, lambda builder, value: _number(builder, value, _F32))(typing, array, index)
+
+
 broadcast4 = intrinsic(
     _loader(Bytes, _I32, lambda builder, value: builder.bitcast(_splat(builder, value, _INTS), _BYTES))
 )
@@ -206,6 +233,10 @@ def zero_ints(typing: Any) -> Any:
 @intrinsic
 def zero_sums(typing: Any) -> Any:
     return Sums(), lambda context, builder, signature, arguments: _constant(_SUMS, 0)
+
+
+swap_pairs = _pure(Floats, 1, lambda builder, value: _picked(builder, value, value, [i ^ 1 for i in range(LANES)]))
+"""Every two neighbours exchanged."""
 
 
 @intrinsic
@@ -275,6 +306,33 @@ def max_lanes(typing: Any, value: Any) -> Any:
     return types.float32(Floats), codegen
 
 
+def _four_sums(builder: Any, vectors: list[Any]) -> Any:
+    """The lanes of each of four vectors added up, as one vector of four; the same tree for each."""
+    if LANES == 16:
+        halves = [list(range(at, at + 8)) for at in (0, 8)]
+        vectors = [builder.fadd(*(_picked(builder, vector, vector, half) for half in halves)) for vector in vectors]
+    a, b, c, d = vectors
+    low, high = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
+    first = builder.fadd(_picked(builder, a, b, low), _picked(builder, a, b, high))
+    second = builder.fadd(_picked(builder, c, d, low), _picked(builder, c, d, high))
+    even, odd = [0, 2, 8, 10, 4, 6, 12, 14], [1, 3, 9, 11, 5, 7, 13, 15]
+    both = builder.fadd(_picked(builder, first, second, even), _picked(builder, first, second, odd))
+    return builder.fadd(*(_picked(builder, both, both, list(range(at, at + 4))) for at in (0, 4)))
+
+
+@intrinsic
+def store_four_sums(typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Write the sums over the lanes of `a`, `b`, `c` and `d` side by side to a float32 array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums = _four_sums(builder, list(arguments[2:]))
+        pointer = _address(context, builder, signature.args[0], arguments[0], arguments[1], sums.type)
+        builder.store(sums, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, Floats, Floats, Floats, Floats), codegen
+
+
 def _exp(builder: Any, x: Any) -> Any:
     """e^x by 2^n times a polynomial on [-ln2/2, ln2/2]; relative error below 2e-7, clamped to the finite range."""
 
@@ -299,6 +357,23 @@ def _exp(builder: Any, x: Any) -> Any:
 
 exp_float = _pure(Floats, 1, _exp)
 """e^x, for x in [-87, 88]; outside it the value at the border."""
+
+
+def _exp2(builder: Any, x: Any) -> Any:
+    """2^x by 2^n times a polynomial on [-1/2, 1/2] fitted for the smallest relative error, 3e-7."""
+    x = builder.select(builder.fcmp_ordered(">", x, _constant(_FLOATS, -126.0)), x, _constant(_FLOATS, -126.0))
+    n = _call(builder, f"llvm.rint.v{LANES}f32", _FLOATS, [x])
+    r = builder.fsub(x, n)
+    p = _constant(_FLOATS, _POWER[0])
+    for coefficient in _POWER[1:]:
+        p = _call(builder, f"llvm.fma.v{LANES}f32", _FLOATS, [p, r, _constant(_FLOATS, coefficient)])
+    exponent = builder.shl(builder.fptosi(n, _INTS), _constant(_INTS, 23))
+    return builder.bitcast(builder.add(builder.bitcast(p, _INTS), exponent), _FLOATS)
+
+
+_POWER = tuple(float(np.float32(c)) for c in (0.0013276470126584172, 0.009675540961325169, 0.05550713092088699, 0.24022120237350464, 0.6931469440460205, 1.0000001))
+exp2_float = _pure(Floats, 1, _exp2)
+"""2^x for x <= 0; below -126, its value there."""
 
 
 def _dot_by_sums(builder: Any, acc: Any, weights: Any, x: Any, widen: str) -> Any:
@@ -393,6 +468,16 @@ def fold_signed(typing: Any, acc: Any, x_sum: Any) -> Any:
         return total
 
     return Floats(Ints, Floats), codegen
+
+
+@intrinsic
+def popcount(typing: Any, word: Any) -> Any:
+    """How many bits of a uint64 are set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _call(builder, "llvm.ctpop.i64", _I64, arguments)
+
+    return types.int64(types.uint64), codegen
 
 
 @intrinsic

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from windlass.core.errors import ModelError, UsageError
 from windlass.kernels import cpu_gemm
-from windlass.kernels.cpu_attention import PAGE
+from windlass.kernels.cpu_attention import CHUNK
 from windlass.models import cpu_step
 from windlass.models.block_formats import BY_NAME, Floats
-from windlass.models.config import packing_obstacle, require_runnable
+from windlass.models.config import packing_obstacle
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
-from windlass.models.page_pool import PagePool, SequenceCache
+from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
+from windlass.models.token_batch import TokenBatch, Wanted
 from windlass.models.weights import WeightSource, open_weights
 
 PREFILL_CHUNK = 256
@@ -50,7 +51,6 @@ class CpuEngine:
 
     def __init__(self, source: WeightSource, *, threads: int | None = None) -> None:
         self.config = source.config
-        require_runnable(self.config, str(source.path))
         reason = packing_obstacle(self.config)
         if reason is not None:
             raise ModelError(f"{source.path}: the compiled engine cannot run this model: {reason}")
@@ -62,7 +62,7 @@ class CpuEngine:
         self._frequencies, self._magnitude = rotary_frequencies(self.config, source)
         self._cosine = self._sine = np.zeros(0, np.float32)
         self._sizes = self._describe(packed.final_norm)
-        self._pool = PagePool(self.config.n_layers, self.config.n_kv_heads, self.config.head_dim)
+        self._pool = self.new_pool()
         self._scratch: cpu_step.Scratch | None = None
         self._scratch_for = (0, 0)
         self._calls = cpu_step.kernel_addresses()
@@ -89,13 +89,13 @@ class CpuEngine:
         for start in range(0, len(checked), PREFILL_CHUNK):
             part = checked[start : start + PREFILL_CHUNK]
             last = start + len(part) == len(checked)
-            logits = self._append(part, cache, np.array([len(part) - 1] if last else [], np.int64))
+            logits = self._append([part], [cache], wanted="last" if last else "none")
         last_logits: Floats = logits[0]
         return last_logits
 
     def step(self, token: int, cache: SequenceCache) -> Floats:
         checked = check_tokens(np.array([token]), self.config, cache.length)
-        logits: Floats = self._append(checked, cache, np.zeros(1, np.int64))[0]
+        logits: Floats = self._append([checked], [cache])[0]
         return logits
 
     def step_batch(self, tokens: Tokens, caches: list[SequenceCache]) -> Floats:
@@ -107,46 +107,81 @@ class CpuEngine:
             raise UsageError(f"{len(tokens)} tokens for {len(caches)} sequences: each needs exactly one")
         for token, cache in zip(tokens, caches, strict=True):
             check_tokens(np.array([token]), self.config, cache.length)
-        positions = np.array([cache.length for cache in caches], np.int64)
-        every = np.arange(len(caches), dtype=np.int64)
-        return self._run(np.asarray(tokens, np.int64), positions, every, caches, every)
+        return self._append([np.array([token]) for token in tokens], caches)
+
+    def forward_tokens(self, batch: TokenBatch, pool: PagePool) -> Floats:
+        """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
+
+        Args:
+            batch: What to compute; its pages are owned by the caller.
+            pool: Pages of this model's shape, made by `new_pool`. Nothing else may write to the pages of
+                the batch meanwhile.
+
+        Returns:
+            Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
+
+        Raises:
+            UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
+        """
+        self._require_shape(pool)
+        batch.require_valid(
+            pages=pool.count,
+            page_tokens=pool.page_tokens,
+            vocab_size=self.config.vocab_size,
+            max_position=self.config.max_position,
+        )
+        with self._lock:
+            return self._compute(batch, pool)
+
+    def new_pool(self, *, pages: int | None = None, page_tokens: int = PAGE_TOKENS) -> PagePool:
+        """A pool of this model's shape; with a budget of `pages`, or growing as needed."""
+        config = self.config
+        return PagePool(config.n_layers, config.n_kv_heads, config.head_dim, page_tokens=page_tokens, pages=pages)
 
     def logits(self, tokens: Tokens) -> Floats:
         cache, checked = self.cache(), check_tokens(tokens, self.config, 0)
         parts = [checked[start : start + PREFILL_CHUNK] for start in range(0, len(checked), PREFILL_CHUNK)]
-        return np.concatenate([self._append(part, cache, np.arange(len(part))) for part in parts])
+        return np.concatenate([self._append([part], [cache], wanted="every") for part in parts])
 
     def close(self) -> None:
         """End the worker threads; the engine then runs on the calling thread alone."""
         self._crew.close()
         self.threads = 1
 
-    def _append(self, tokens: Tokens, cache: SequenceCache, wanted: Tokens) -> Floats:
-        positions = np.arange(cache.length, cache.length + len(tokens), dtype=np.int64)
-        return self._run(tokens, positions, np.zeros(len(tokens), np.int64), [cache], wanted)
-
-    def _run(
-        self, tokens: Tokens, positions: Tokens, sequences: Tokens, caches: list[SequenceCache], wanted: Tokens
-    ) -> Floats:
+    def _append(self, tokens: list[Tokens], caches: list[SequenceCache], *, wanted: Wanted = "last") -> Floats:
+        """Append new tokens to each sequence; logits after those that are wanted."""
         with self._lock:
-            ends = [int(positions[sequences == row].max()) + 1 for row in range(len(caches))]
+            ends = [cache.length + len(part) for cache, part in zip(caches, tokens, strict=True)]
             for cache, end in zip(caches, ends, strict=True):
                 cache.reserve(end)
-            longest = max(ends)
-            tables = np.zeros((len(caches), -(-longest // PAGE)), np.int64)
-            for row, cache in enumerate(caches):
-                tables[row, : len(cache.pages)] = cache.pages
-            self._turn_up_to(longest)
-            threads = 1 if _crowded(self.threads) else self.threads
-            logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
-            batch = cpu_step.Batch(tokens, positions, sequences, tables, wanted)
-            pages = cpu_step.Pages(self._pool.keys, self._pool.values, self._pool.count)
-            scratch = self._room_for(len(tokens), longest)
-            shared = (self._barrier, self._weights(), batch, pages, scratch, logits.reshape(-1))
-            self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared))
+            pages, lengths = [cache.pages for cache in caches], [cache.length for cache in caches]
+            batch = TokenBatch.contiguous(tokens, pages, lengths, self._pool.page_tokens, wanted=wanted)
+            logits = self._compute(batch, self._pool)
             for cache, end in zip(caches, ends, strict=True):
                 cache.length = end
             return logits
+
+    def _compute(self, batch: TokenBatch, pool: PagePool) -> Floats:
+        tokens, seen = len(batch.ids), int(batch.visible.max())
+        self._turn_up_to(int(batch.positions.max()) + 1)
+        self._sizes[cpu_step.PAGE_TOKENS] = pool.page_tokens
+        threads = 1 if _crowded(self.threads) else self.threads
+        logits = np.empty((len(batch.out_rows), self.config.vocab_size), np.float32)
+        before = np.concatenate((np.zeros(1, np.int64), np.cumsum(batch.context_lengths)))
+        begins = before[:-1] - np.repeat(before[batch.context_offsets[:-1]], np.diff(batch.context_offsets))
+        step = cpu_step.Batch(
+            batch.ids, batch.positions, batch.rows, batch.slots, batch.visible, batch.context_pages,
+            batch.context_starts, begins, batch.context_lengths, batch.context_offsets, batch.out_rows,
+        )  # fmt: skip
+        shared = (self._barrier, self._weights(), step, pool.data.reshape(-1), self._room_for(tokens, seen))
+        self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared, logits.reshape(-1)))
+        return logits
+
+    def _require_shape(self, pool: PagePool) -> None:
+        config = self.config
+        expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
+        if pool.shape != expected:
+            raise UsageError(f"the pool's pages have shape {pool.shape}, this model needs {expected}")
 
     def _weights(self) -> cpu_step.Weights:
         return cpu_step.Weights(
@@ -160,17 +195,19 @@ class CpuEngine:
         interleaved = int(config.rope_style == "interleaved")
         return np.array(
             [config.hidden_size, config.n_heads, config.n_kv_heads, config.head_dim, config.intermediate_size,
-             interleaved, final_norm, largest], np.int64,
+             interleaved, final_norm, largest, PAGE_TOKENS], np.int64,
         )  # fmt: skip
 
     def _turn_up_to(self, length: int) -> None:
-        """Extend the table of rotary angles; by doubling, so that it is made a few times only."""
-        half = self.config.head_dim // 2
-        known = len(self._cosine) // half
+        """Extend the tables of rotary angles; by doubling, so that they are made a few times only."""
+        size, interleaved = self.config.head_dim, self.config.rope_style == "interleaved"
+        known = len(self._cosine) // size
         if length > known:
             angles = np.arange(max(length, 2 * known, 1024))[:, None] * self._frequencies
-            self._cosine = (np.cos(angles) * self._magnitude).astype(np.float32).reshape(-1)
-            self._sine = (np.sin(angles) * self._magnitude).astype(np.float32).reshape(-1)
+            cosine, sine = np.cos(angles) * self._magnitude, np.sin(angles) * self._magnitude
+            order = np.argsort(np.tile(np.arange(size // 2), 2), kind="stable") if interleaved else np.arange(size)
+            self._cosine = np.concatenate((cosine, cosine), axis=1)[:, order].astype(np.float32).reshape(-1)
+            self._sine = np.concatenate((-sine, sine), axis=1)[:, order].astype(np.float32).reshape(-1)
 
     def _room_for(self, tokens: int, length: int) -> cpu_step.Scratch:
         have_tokens, have_length = self._scratch_for
@@ -183,9 +220,10 @@ class CpuEngine:
     def _make_scratch(self, tokens: int, length: int) -> cpu_step.Scratch:
         config, threads = self.config, self.threads
         blocks = int(self._sizes[cpu_step.LARGEST_BLOCKS]) * max(tokens, threads)
-        room = -(-length // PAGE) * PAGE + PAGE
-        widest = max(config.hidden_size, config.head_dim)
+        group = config.n_heads // config.n_kv_heads
+        unit = group * (config.head_dim + 2)
         mixed = config.n_heads * config.head_dim
+        widest = max(config.hidden_size, mixed)
         sums = 16 * cpu_step.TOKEN_GROUP
 
         def floats(*shape: int) -> Floats:
@@ -202,8 +240,11 @@ class CpuEngine:
             normed=floats(threads, widest),
             sums=floats(threads, sums),
             more=floats(threads, sums),
-            scores=floats(threads, 4 * room),
-            half=np.zeros((threads, config.head_dim), np.uint16),
+            scores=floats(threads, group * (CHUNK + 16)),
+            queries=floats(threads, group * config.head_dim),
+            twice=floats(threads, 2 * config.head_dim),
+            parts=floats(config.n_kv_heads * (length // CHUNK + 1) * unit),
+            pair=floats(threads, 2 * unit),
         )
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-from windlass.core.errors import Cancelled, ModelError, UsageError
+from windlass.core.errors import Cancelled, ContextLengthError, ModelError, UsageError
 from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
 from windlass.models.decoder import Decoder, TokenModel
-from windlass.models.gguf import GGUFSource
-from windlass.models.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from windlass.models.tokenizer import Tokenizer, tokenizer_of
 from windlass.models.weights import WeightSource, open_weights
+
+Engine = Literal["auto", "compiled", "numpy", "torch"]
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def generate(
     if not tokens:
         raise UsageError("the prompt is empty: at least one token is needed")
     if len(tokens) >= model.config.max_position:
-        raise UsageError(
+        raise ContextLengthError(
             f"the prompt has {len(tokens)} tokens, the model's context holds {model.config.max_position} "
             "and needs room for an answer",
             hint="shorten the prompt or use a model with a longer context",
@@ -223,27 +226,48 @@ class LocalModel:
 
     @classmethod
     def load(
-        cls, path: Path, *, engine: Literal["auto", "compiled", "numpy"] = "auto", threads: int | None = None
+        cls,
+        path: Path | str,
+        *,
+        engine: Engine = "auto",
+        threads: int | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
     ) -> LocalModel:
-        """Load a `.gguf` file or a Hugging Face folder.
+        """Load a `.gguf` file, a Hugging Face folder, or a folder that windlass saved.
 
         Args:
             path: The file or folder.
-            engine: `auto` takes the compiled engine for quantised files whose shape it supports, NumPy for the rest.
-                `compiled` also packs plain numbers, to 8 bits.
+            engine: `auto` takes torch when `device` is not the CPU, else the compiled engine for quantised files whose
+                shape it supports, NumPy for the rest. `compiled` also packs plain numbers, to 8 bits.
             threads: Threads of the compiled engine; None takes the usable cores.
+            device: Where torch computes, `cuda` for one.
+            dtype: Of torch's weights and sums: `float32`, `bfloat16` or `float16`.
 
         Raises:
             NotFound: nothing is at `path`.
-            ModelError: the model is damaged, incomplete or not supported.
+            ModelError: the model is damaged, incomplete or not supported, or torch is not installed.
+            UsageError: an option that the engine does not have.
         """
         source = open_weights(Path(path))
-        if isinstance(source, GGUFSource):
-            tokenizer = tokenizer_from_gguf(source.metadata, str(source.path))
-        else:
-            tokenizer = tokenizer_from_folder(source.path)
-        compiled = engine == "compiled" or (engine == "auto" and _suits_compiled_engine(source))
-        return cls(_compiled(source, threads) if compiled else Decoder(source), tokenizer, source.fingerprint)
+        if engine == "auto":
+            engine = "torch" if device != "cpu" else "numpy" if compiled_obstacle(source) else "compiled"
+        if engine != "torch" and (device, dtype) != ("cpu", "float32"):
+            raise UsageError(
+                f"the {engine} engine computes in its own way on the CPU", hint="device and dtype need torch"
+            )
+        tokenizer = tokenizer_of(source)
+        return cls(_engine(source, engine, threads, device, dtype), tokenizer, source.fingerprint)
+
+    def forward(self, tokens: NDArray[np.integer]) -> Floats:
+        """Logits after every token of fresh sequences of one length: `[B, T] -> float32 [B, T, vocab]`.
+
+        Raises:
+            UsageError: no tokens, ids outside the vocabulary, or more than the context holds.
+        """
+        if tokens.ndim != 2 or tokens.size == 0:
+            raise UsageError(f"tokens have shape {tokens.shape}, expected [batch, at least one]")
+        return np.stack([self.decoder.logits(row) for row in tokens.astype(np.int64)])
 
     def count(self, text: str) -> int:
         """Tokens in `text`."""
@@ -307,12 +331,41 @@ def _texts(tokens: Iterator[Token]) -> Iterator[str]:
             yield token.text
 
 
-def _suits_compiled_engine(source: WeightSource) -> bool:
+def compiled_obstacle(source: WeightSource) -> str | None:
+    """Why the compiled engine would not be chosen for these weights, or None when it is."""
+    obstacle = packing_obstacle(source.config)
+    if obstacle is not None:
+        return obstacle
     stored = source.meta("blk.0.attn_q.weight").format
-    return stored not in ("f32", "f16", "bf16") and packing_obstacle(source.config) is None
+    if stored in ("f32", "f16", "bf16"):
+        return f"its weights are {stored} numbers, which it would round to 8 bits"
+    return None
 
 
-def _compiled(source: WeightSource, threads: int | None) -> TokenModel:
-    from windlass.models.cpu_engine import CpuEngine
+def _check_memory(source: WeightSource, bytes_a_weight: int) -> None:
+    """Refuse what would make the system kill this process, or a neighbour, half-way through loading."""
+    needed = bytes_a_weight * sum(math.prod(source.meta(name).shape) for name in source.names())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"{source.path} needs {needed / 1e9:.1f} GB in this engine, {free / 1e9:.1f} GB of memory are free",
+            hint="close something, take a smaller model, or one that the compiled engine runs",
+        )
 
-    return CpuEngine(source, threads=threads)
+
+def _engine(source: WeightSource, engine: Engine, threads: int | None, device: str, dtype: str) -> TokenModel:
+    if engine == "compiled":
+        from windlass.models.cpu_engine import CpuEngine
+
+        return CpuEngine(source, threads=threads)
+    if device == "cpu":
+        _check_memory(source, 4 if dtype == "float32" else 2)
+    if engine == "numpy":
+        return Decoder(source)
+    if engine != "torch":
+        raise UsageError(f"no engine is called {engine!r}", hint="auto, compiled, numpy or torch")
+    try:
+        from windlass.models.torch_decoder import load_torch_model
+    except ModuleNotFoundError as error:
+        raise ModelError("the torch engine needs torch", hint="pip install 'windlass[torch]'") from error
+    return load_torch_model(source, device, dtype)
