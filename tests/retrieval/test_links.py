@@ -57,6 +57,17 @@ def test_the_answer_is_the_row_of_that_name_and_says_how_it_was_found(pipeline: 
     assert "254" in answer.text
 
 
+def test_a_sentence_is_followed_by_the_row_it_names(tmp_path: Path) -> None:
+    with Pipeline.open(HERE / "linked_folder", state=tmp_path, encoder=None, model=None) as pipeline:
+        pipeline.index(embed=False)
+        answer = pipeline.ask(
+            "In which room does the chain hoist stand that slipped a link under test load?", mode="extract"
+        )
+    first, second = (sentence.citations[0] for sentence in answer.sentences[:2])
+    assert first.via is None and "EQ-1250 slipped a link" in first.quote
+    assert second.via is not None and second.via.name == "EQ-1250" and second.quote.endswith(",R09")
+
+
 def test_what_was_deleted_leads_nowhere(pipeline: Pipeline, folder: Path) -> None:
     (folder / "people.csv").write_text(PEOPLE)
     pipeline.index(embed=False)

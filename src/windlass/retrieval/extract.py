@@ -20,6 +20,7 @@ from windlass.retrieval.types import Hit
 
 MOST_SENTENCES = 3
 MOST_ENCODED = 20
+_MOST_LED_TO = 2
 
 # What a word of the question is worth by where it stands.
 _IN_LEAD, _IN_CONTEXT, _IN_BEFORE, _IN_ORIGIN = 0.9, 0.7, 0.5, 0.5
@@ -90,7 +91,8 @@ def rank_candidates(
             missing = 0.3 * missing + 0.7 * question.missing(f"{near} {candidate.passage.text}")
         rough.append(Scored(candidate, text, coverage, None, in_kind, missing))
     rough.sort(key=lambda item: -item.score)
-    rough = rough[:MOST_ENCODED]
+    led_to = [item for item in rough[MOST_ENCODED:] if item.candidate.hit.via and item.candidate.row is not None]
+    rough = rough[:MOST_ENCODED] + led_to[:_MOST_LED_TO]
     cosines = _cosines(question, rough, encoder)
     scored = [replace(item, cosine=cosine) for item, cosine in zip(rough, cosines, strict=True)]
     scored.sort(key=lambda item: (-item.score, item.candidate.rank, item.candidate.start))
@@ -98,14 +100,29 @@ def rank_candidates(
 
 
 def choose(question: Question, scored: Sequence[Scored]) -> list[Scored]:
-    """The one to three spans to quote: the best, and those nearly as good that say something else."""
+    """The one to three spans to quote: the best, and those nearly as good that say something else.
+
+    A sentence is followed by the row about whom or what it names, when that row was found through the name.
+    """
     chosen: list[Scored] = []
     for item in scored:
         if len(chosen) == MOST_SENTENCES or (chosen and item.score < _SECOND_SHARE * chosen[0].score):
             break
         if not any(_repeats(item, other) for other in chosen):
             chosen.append(item)
+    for item in chosen:
+        row = next((other for other in scored if _is_named_by(item, other) and other not in chosen), None)
+        if row is not None:
+            position = chosen.index(item) + 1
+            return [*chosen[:position], row, *chosen[position:]][:MOST_SENTENCES]
     return chosen
+
+
+def _is_named_by(item: Scored, row: Scored) -> bool:
+    via = row.candidate.hit.via
+    if via is None or row.candidate.row is None:
+        return False
+    return via.file == item.candidate.passage.source and via.name in item.text
 
 
 def _coverage(question: Question, candidate: Candidate, passage: set[str], origin: set[str]) -> float:
