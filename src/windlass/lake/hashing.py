@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Hashes = NDArray[np.uint64]
 
 
-
 @dataclass(frozen=True)
 class Cells:
     """The cells of a table as spans of one buffer.
