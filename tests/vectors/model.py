@@ -83,7 +83,9 @@ class Model:
 
     def search_params(self) -> dict[str, Any]:
         """Under which a search must find the true nearest rows."""
-        return {"margin": 1e6, "max_postings": 1_000_000, "probed": 1.0} if self.kind == "postings" else {}
+        everything = {"postings": {"margin": 1e6, "max_postings": 1_000_000, "probed": 1.0}}
+        everything["tenant-tree"] = {"least": 1_000_000}
+        return everything.get(self.kind, {})
 
     def _score(self, query: np.ndarray, vector: np.ndarray) -> float:
         if self.schema.metric == "l2":
@@ -197,7 +199,9 @@ class Model:
 
 def small_index(kind: str, dtype: str = "f32") -> dict[str, Any]:
     """Parameters under which an index over a few dozen rows has several of everything, and scores are exact."""
-    return {"head_ratio": 0.2, "posting_vectors": 4, "vector_dtype": dtype} if kind == "postings" else {}
+    small = {"postings": {"head_ratio": 0.2, "posting_vectors": 4, "vector_dtype": dtype}}
+    small["tenant-tree"] = {"branching": 3, "leaf": 4, "shortlist": 3}
+    return small.get(kind, {})
 
 
 def run_sequence(

@@ -62,50 +62,70 @@ def near_heads(
     scales: Any,
     squares: Any,
     group_starts: Any,
-    group_order: Any,
+    centres: Any,
+    centre_squares: Any,
+    probed: int,
     query: Any,
-    query_scale: Any,
-    query_square: Any,
     metric: int,
-    wanted: int,
     out_distances: Any,
     out_heads: Any,
     spare: Any,
 ) -> Any:
-    """The heads of the groups in `group_order`, nearest first.
+    """The heads of the `probed` nearest groups, nearest first.
 
     Args:
         codes, scales, squares: Heads as uint8 bits of int8 codes `[h * width]`, float32 `[h]`, and their squared
             lengths float32 `[h]`; those of a group lie side by side.
         group_starts: int64 `[groups + 1]`.
-        group_order: int64 `[m]`: groups to look at.
-        query, query_scale, query_square: The query likewise; `query` is uint8 `[width]`.
+        centres, centre_squares: float32 `[groups * d]` and `[groups]`.
+        query: float32 `[d]`.
         metric: Under `DOT` a head's distance is the dot product with its sign turned, else the squared distance.
-        wanted: How many heads to return.
         out_distances, out_heads: float32 and int64 `[wanted]`.
-        spare: int64 `[h]`, 0, 1, 2, ...
+        spare: int64 `[max(h, groups)]`: 0, 1, 2, ...
 
     Returns:
         How many heads were found, and how many were looked at.
     """
-    width, found, looked = len(query), 0, 0
-    query_sum = np.float32(0.0)
-    for i in range(width):
-        query_sum += np.float32(np.int8(query[i]))
-    for place in range(len(group_order)):
-        group = group_order[place]
-        for head in range(group_starts[group], group_starts[group + 1]):
-            product = _code_dot(codes, head * width, query, query_sum, width) * scales[head] * query_scale
-            score = product
+    dim, groups, wanted = len(query), len(group_starts) - 1, len(out_heads)
+    chosen, closeness = np.empty(probed, np.int64), np.empty(probed, np.float32)
+    count = 0
+    for group in range(groups):
+        near = dot_row(centres, group * dim, query, dim)
+        if metric != DOT:
+            near = np.float32(2.0) * near - centre_squares[group]
+        if count < probed or near >= closeness[0]:
+            count = push(closeness, chosen, count, spare, near, group)
+    width = len(codes) // max(1, len(scales))
+    asked, query_scale, query_sum, query_square = _query_codes(query, width)
+    found, looked = 0, 0
+    for place in range(count):
+        for head in range(group_starts[chosen[place]], group_starts[chosen[place] + 1]):
+            score = _code_dot(codes, head * width, asked, query_sum, width) * scales[head] * query_scale
             if metric != DOT:
-                score = np.float32(2.0) * product - squares[head] - query_square
+                score = np.float32(2.0) * score - squares[head] - query_square
             looked += 1
             if found < wanted or score >= out_distances[0]:
-                found = push(out_distances[:wanted], out_heads[:wanted], found, spare, score, head)
-    best_first(out_distances[:wanted], out_heads[:wanted], found, spare)
+                found = push(out_distances, out_heads, found, spare, score, head)
+    best_first(out_distances, out_heads, found, spare)
     for i in range(found):
         out_distances[i] = -out_distances[i]
     return found, looked
+
+
+@compiled
+def _query_codes(query: Any, width: int) -> Any:
+    """The query as `quantized` makes it, its scale, the sum of its codes, and its squared length."""
+    largest, square = np.float32(0.0), np.float32(0.0)
+    for i in range(len(query)):
+        largest = max(largest, abs(query[i]))
+        square += query[i] * query[i]
+    scale = largest / np.float32(127.0) if largest > 0 else np.float32(1.0)
+    codes, total = np.zeros(width, np.uint8), np.float32(0.0)
+    for i in range(len(query)):
+        code = np.int64(np.rint(query[i] / scale))
+        codes[i] = np.uint8(code & 255)
+        total += np.float32(code)
+    return codes, scale, total, square
 
 
 @compiled
@@ -237,7 +257,8 @@ def close_heads(
                 other = np.int64(out_heads[point, j])
                 product = dot_row(heads, head * dim, heads[other * dim : (other + 1) * dim], dim)
                 apart = head_squares[head] + head_squares[other] - np.float32(2.0) * product
-                if rng_factor * apart < distance:
+                # A row that is a head itself is as near to others as its own head is: rounding must not decide.
+                if rng_factor * apart <= distance * np.float32(1.00001):
                     far = False
                     break
             if far:

@@ -24,6 +24,7 @@ Read = Callable[[Rows], Points]
 """float32 vectors of the rows asked for."""
 
 BRANCHES = 32
+_BALANCE = 0.03  # more, and in hundreds of dimensions the penalty outweighs what tells near clusters apart
 _SAMPLE = 20_000
 _CHUNK = 8192
 _PRODUCTS = 6 << 20
@@ -137,9 +138,9 @@ def closure_assign(
 def _divided(read: Read, rows: Rows, parts: int, *, seed: int) -> Rows:
     """The part of each row. Many rows are divided by the centres of a sample."""
     if len(rows) <= _SAMPLE:
-        return balanced_kmeans(read(rows), parts, seed=seed)[1]
+        return balanced_kmeans(read(rows), parts, seed=seed, strength=_BALANCE)[1]
     sample = np.sort(rows[permutation(seed, "sample", size=len(rows))[:_SAMPLE]])
-    centres, _ = balanced_kmeans(read(sample), parts, seed=seed)
+    centres, _ = balanced_kmeans(read(sample), parts, seed=seed, strength=_BALANCE)
     found = [nearest(read(rows[start : start + _CHUNK]), centres)[0] for start in range(0, len(rows), _CHUNK)]
     return np.concatenate(found)
 

@@ -177,8 +177,8 @@ class Collection(Snapshot):
         total = sum(part.source.count for part in view.parts)
         copies = [part.index.amplification * part.source.count for part in view.parts if part.index is not None]
         rest = sum(part.source.count for part in view.parts if part.index is None)
-        resident: int = sum(part.index.resident_bytes for part in view.parts if part.index is not None)
-        resident += sum(part.live.nbytes for part in view.parts) + memory.source.vectors.nbytes
+        indexes_hold = sum(part.index.resident_bytes for part in view.parts if part.index is not None)
+        resident = indexes_hold + sum(part.live.nbytes for part in view.parts) + memory.source.vectors.nbytes
         names = [name for name, _ in view.tenants.items()] if self.schema.tenants else None
         return CollectionStats(
             rows=view.rows,
@@ -191,6 +191,7 @@ class Collection(Snapshot):
             tenants=None if names is None else len(names),
             grants=None if names is None else view.tenants.grants,
             amplification=(sum(copies) + rest) / total if total else 1.0,
+            index_bytes=indexes_hold,
         )
 
     def verify(self, *, deep: bool = False) -> VerifyReport:

@@ -6,14 +6,13 @@ After SPANN (Chen et al., 2021), with the differences:
   the heads' distances; how far beyond it goes is fitted to the asked recall when the index is built.
 - A filter is applied to each row of a list before its distance is computed, and the same stop then widens the search
   by itself; when fewer than k rows were found, the rest are looked at exactly.
-- Heads are int8 in memory, in groups, and a query looks at the heads of the nearest groups.
+- Heads are int8 in memory, in groups, so that a query may look at the heads of the nearest groups only.
 - Every row is in at least one list, also in its own when it is a head. A list is read only after its checksum was
   compared once.
 """
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -24,12 +23,13 @@ from numpy.typing import NDArray
 
 from windlass.core.progress import Progress
 from windlass.core.randomness import permutation
-from windlass.kernels.distances import DOT, NO_SCALES, gemm_topk
+from windlass.kernels.distances import DOT, L2, NO_SCALES, gemm_topk
 from windlass.kernels.postings import (
     BY_COUNT,
     BY_END,
     BY_MARGIN,
     SCORED,
+    STOPPED_BY,
     UNCHECKED,
     VISITED,
     near_heads,
@@ -50,8 +50,10 @@ Rows = NDArray[np.int64]
 PAGE = 4096
 _ALIGNED = 64
 _CALIBRATED = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
-_MARGINS = tuple(round(0.80 + 0.02 * step, 2) for step in range(41))
+_MARGINS = tuple(round(0.90 + 0.01 * step, 2) for step in range(61))
 _QUERIES, _DEPTH = 128, 10
+_FIRST_HEADS = 48
+_NO_MASK: NDArray[np.uint8] = np.zeros(0, np.uint8)
 _STOPS = {BY_MARGIN: "margin", BY_COUNT: "most postings", BY_END: "all near postings"}
 
 
@@ -78,7 +80,7 @@ class PostingParams:
     max_amplification: float = 6.0
     vector_dtype: str | None = None
     max_postings: int = 256
-    probed: float = 0.25
+    probed: float = 1.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -177,7 +179,7 @@ def open_index(segment: Segment, memory_budget: int | None) -> PostingIndex:
             hint="allow more, or build it with a smaller head_ratio",
         )
     file = segment.large_file("postings")
-    index.attach(file.bytes, str(file.path))
+    index.attach(file.bytes)
     index.segment = segment
     return index
 
@@ -192,7 +194,6 @@ class PostingIndex:
         self.params = PostingParams(**{name: value for name, value in parameters.items() if name in known})
         self.schema, self.count, self._order = schema, count, order
         self._codes = small["codes"].view(np.uint8).reshape(-1)
-        self._width = small["codes"].shape[1]
         self._code_scales, self._squares, self._centres = small["code_scales"], small["squares"], small["centres"]
         self._group_starts, self._starts, self._lengths = small["group_starts"], small["starts"], small["lengths"]
         self._checksums, self._head_rows = small["checksums"], small["head_rows"]
@@ -200,18 +201,19 @@ class PostingIndex:
         self._copies = int(parameters["copies"])
         self._spare = np.arange(max(len(self._starts), 1))
         self._centre_squares = np.einsum("ij,ij->i", self._centres, self._centres)
+        self._centres = self._centres.reshape(-1)
         self._metric = schema.kernel_metric
         self._stored = Schema(dim=schema.dim, dtype=parameters["vector_dtype"]).stored
-        self._scratch = threading.local()
         self.segment: Segment | None = None
 
-    def attach(self, data: NDArray[np.uint8], name: str) -> None:
+    def attach(self, data: NDArray[np.uint8]) -> None:
         """The file of postings, mapped."""
-        self._bytes, self._name = data, name
+        self._bytes = data
         self._numbers: NDArray[Any] = data.view(self._stored)
         self._pages = data.view(np.int32)
         self._scales = data.view(np.float32) if self._stored == np.dtype(np.int8) else NO_SCALES
         self._checked = np.zeros(len(self._starts), np.uint8)
+        self._bytes_of = np.diff(self._starts, append=len(data))
 
     @property
     def resident_bytes(self) -> int:
@@ -234,8 +236,9 @@ class PostingIndex:
     ) -> tuple[NDArray[np.float32], Rows]:
         """See `indexes.Index.search`. `params` may hold `margin`, `max_postings` and `probed`."""
         margin = float(params.get("margin", self.margin_for(0.95 if recall is None else recall)))
-        at_most = int(params.get("max_postings", len(self._starts) if not allowed.all else self.params.max_postings))
-        probed = float(params.get("probed", self.params.probed if allowed.all else 1.0))
+        share = max(len(allowed.rows) / max(1, self.count), 1e-6)  # with fewer rows allowed, the k-th lies farther out
+        at_most = int(params.get("max_postings", min(len(self._starts), self.params.max_postings / share + 1)))
+        probed = float(params.get("probed", min(1.0, self.params.probed / share)))
         scores, rows = self._visited(query, min(k, len(allowed.rows)), allowed, margin, at_most, probed, counters)
         if len(rows) < min(k, len(allowed.rows)) and self.segment is not None and "max_postings" not in params:
             counters.stop_reason = "exact: too few rows in the postings"
@@ -284,12 +287,33 @@ class PostingIndex:
         probed: float,
         counters: Counters,
     ) -> tuple[NDArray[np.float32], Rows]:
-        distances, heads = self._near(query, min(max(at_most, 1), len(self._starts)), probed, counters)
-        scores, rows = np.empty(k, np.float32), np.empty(k, np.int64)
-        report = np.zeros(5, np.int64)
-        mask = np.zeros(0, np.uint8) if allowed.all else allowed.mask
-        asked = query if self._metric == DOT else -query
-        inner = self.schema.metric == "ip"
+        wanted = min(max(at_most, 1), len(self._starts))
+        # Most searches end within a few postings; ordering the heads of hundreds would cost more than reading those.
+        first = wanted if self.schema.metric == "ip" else min(_FIRST_HEADS, wanted)
+        for count in (first, wanted):
+            distances, heads = self._near(query, count, probed, counters)
+            size, scores, rows, report = self._read(query, k, allowed, margin, at_most, distances, heads)
+            if count == wanted or report[STOPPED_BY] != BY_END:
+                break
+        counters.vectors_scored += int(report[SCORED])
+        counters.postings_read += int(report[VISITED])
+        counters.reads += int(report[VISITED])
+        counters.bytes_read += int(self._bytes_of[heads[: report[VISITED]]].sum())
+        counters.stop_reason = _STOPS[int(report[STOPPED_BY])]
+        return scores[:size], rows[:size]
+
+    def _read(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        allowed: Allowed,
+        margin: float,
+        at_most: int,
+        distances: NDArray[np.float32],
+        heads: Rows,
+    ) -> tuple[int, NDArray[np.float32], Rows, Rows]:
+        """Visit postings; one that was never read is checked first, and the visit begins again."""
+        scores, rows, report = np.empty(k, np.float32), np.empty(k, np.int64), np.zeros(5, np.int64)
         while True:
             size = visit(
                 self._numbers,
@@ -300,53 +324,39 @@ class PostingIndex:
                 self._checked,
                 heads,
                 distances,
-                asked,
+                query if self._metric == DOT else -query,
                 self.schema.dim,
                 self._metric,
                 self.schema.metric == "cosine",
-                mask,
+                _NO_MASK if allowed.all else allowed.mask,
                 self._order,
                 np.float32(margin * margin),
-                at_most if inner else 1,
+                at_most if self.schema.metric == "ip" else 1,
                 at_most,
                 scores,
                 rows,
                 report,
             )
             if size >= 0:
-                break
+                return int(size), scores, rows, report
             self._check(int(report[UNCHECKED]))
-        counters.vectors_scored += int(report[SCORED])
-        counters.postings_read += int(report[VISITED])
-        counters.reads += int(report[VISITED])
-        counters.bytes_read += int(report[SCORED]) * self.schema.dim * self._stored.itemsize
-        counters.stop_reason = _STOPS[int(report[2])]
-        return scores[:size], rows[:size]
 
     def _near(
         self, query: NDArray[np.float32], wanted: int, probed: float, counters: Counters
     ) -> tuple[NDArray[np.float32], Rows]:
         """The nearest heads; squared distances, but under `ip`, where only their order counts."""
-        products = self._centres @ query
-        closeness = products if self.schema.metric == "ip" else 2 * products - self._centre_squares
-        groups = max(1, min(len(closeness), max(4, int(np.ceil(probed * len(closeness))))))
-        if groups < len(closeness):
-            chosen = np.argpartition(-closeness, groups - 1)[:groups]
-        else:
-            chosen = np.arange(groups)
-        codes, scale = quantized(query[None])
+        groups = len(self._group_starts) - 1
         distances, heads = np.empty(wanted, np.float32), np.empty(wanted, np.int64)
         found, looked = near_heads(
             self._codes,
             self._code_scales,
             self._squares,
             self._group_starts,
-            chosen.astype(np.int64),
-            codes[0].view(np.uint8),
-            scale[0],
-            np.float32(query @ query),
-            DOT if self.schema.metric == "ip" else 1,
-            wanted,
+            self._centres,
+            self._centre_squares,
+            max(1, min(groups, max(4, int(np.ceil(probed * groups))))),
+            query,
+            self._metric if self.schema.metric != "cosine" else L2,
             distances,
             heads,
             self._spare,
@@ -402,8 +412,7 @@ def _cut(
     A posting keeps its nearest rows; what is in no other is never dropped.
     """
     count, replicas = kept.shape
-    allowed = min(replicas, max(1, int(params.max_amplification * 2)))
-    places = np.arange(replicas)[None, :] < np.minimum(sizes, allowed)[:, None]
+    places = np.arange(replicas)[None, :] < sizes[:, None]
     row_of, place = np.nonzero(places)
     posting_of, distance_of = kept[row_of, place].astype(np.int64), distances[row_of, place]
     order = np.lexsort((row_of, distance_of, place > 0, posting_of))
@@ -465,9 +474,9 @@ def _calibrate(
     queries = _reader(schema, vectors, scales)(chosen)
     truth = _truth(schema, vectors, scales, queries, chosen)
     index = PostingIndex(schema, small, used, count, np.arange(count))
-    index.attach(writer.written("postings").verified(), "postings")
+    index.attach(writer.written("postings").verified())
     index._checked[:] = 1
-    every = Allowed(np.zeros(0, np.uint8), np.zeros(0, np.int64), True)
+    every = Allowed(count, np.zeros(0, np.int64), all=True)
     found: list[tuple[float, float]] = []
     for margin in _MARGINS:
         hits = 0

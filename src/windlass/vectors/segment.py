@@ -191,6 +191,14 @@ class Segment:
         at[at == self.count] = 0
         return at[self.serials[at] == serials] if self.count else np.zeros(0, np.int64)
 
+    def verify_vectors(self) -> None:
+        """Check all vectors, once.
+
+        Raises:
+            CorruptSegment: They are not what was written.
+        """
+        self._file.verified()
+
     def exact(self, query: NDArray[np.float32], k: int, chosen: Rows) -> tuple[NDArray[np.float32], Rows]:
         """Scores and rows of the best `k` of `chosen`.
 

@@ -47,7 +47,7 @@ def create(
     ] = None,
     tenants: Annotated[bool, typer.Option("--tenants", help="Rows belong to tenants.")] = False,
     text_ids: Annotated[bool, typer.Option("--text-ids", help="Ids are texts, not whole numbers.")] = False,
-    kind: Annotated[str, typer.Option(help="Of index: auto, flat or postings.")] = "auto",
+    kind: Annotated[str, typer.Option(help="Of index: auto, flat, postings or tenant-tree.")] = "auto",
 ) -> None:
     """Make an empty collection.
 

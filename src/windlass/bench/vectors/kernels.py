@@ -82,18 +82,14 @@ def _gathers(against: Any, rows: NDArray[np.float32], queries: NDArray[np.float3
 
 def _int8(against: Any, rows: NDArray[np.float32], queries: NDArray[np.float32], faiss: Any) -> None:
     codes, scales = quantized(rows)
-    asked, asked_scales = quantized(queries)
-    squares, starts = np.ones(ROWS, np.float32), np.array([0, ROWS])
-    spare, groups = np.arange(ROWS), np.zeros(1, np.int64)
+    squares, starts, spare = np.ones(ROWS, np.float32), np.array([0, ROWS]), np.arange(ROWS)
+    centre, none = np.zeros(DIM, np.float32), np.zeros(1, np.float32)
     scores, found = np.empty(K, np.float32), np.empty(K, np.int64)
-    flat, bits = codes.view(np.uint8).reshape(-1), asked.view(np.uint8)
+    flat = codes.view(np.uint8).reshape(-1)
 
     def ours() -> object:
-        for number in range(len(queries)):
-            near_heads(
-                flat, scales, squares, starts, groups, bits[number], asked_scales[number], np.float32(1), 0, K,
-                scores, found, spare,
-            )  # fmt: skip
+        for query in queries:
+            near_heads(flat, scales, squares, starts, centre, none, 1, query, 0, scores, found, spare)
         return found
 
     if faiss is None:
