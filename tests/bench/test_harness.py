@@ -44,7 +44,7 @@ def catalogue_of_fakes(monkeypatch):
     rows = (
         fake_row("good", good, monkeypatch),
         fake_row("modelless", without_model, monkeypatch),
-        replace(catalogue.system("fastrp"), id="later"),
+        replace(catalogue.system("fastrp"), id="later", status="planned"),
     )
     monkeypatch.setattr(catalogue, "systems", lambda: rows)
     return rows

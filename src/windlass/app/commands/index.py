@@ -29,8 +29,13 @@ Count = Annotated[int, typer.Option("-k", "--k", help="How many rows.")]
 Recall = Annotated[float | None, typer.Option(help="Share of the true nearest rows to find, such as 0.95.")]
 
 
+_HELP = """Collections of vectors: make, fill, search, look after.
+
+Example: windlass index create notes.vectors --dim 384"""
+
+
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Collections of vectors: make, fill, search, look after.", no_args_is_help=True)
+    group = typer.Typer(help=_HELP, no_args_is_help=True)
     for command in (create, add, search, explain, optimize, verify, stats):
         group.command(command.__name__)(command)
     app.add_typer(group, name="index")
