@@ -18,9 +18,10 @@ from windlass.models.cpu_engine import CpuEngine
 from windlass.models.decoder import Decoder
 from windlass.serving.batch import Batch
 from windlass.serving.engine import Engine
-from windlass.serving.kv import KVManager
+from windlass.serving.kv import KVManager, PageCounts
 from windlass.serving.numba_executor import NumbaExecutor
 from windlass.serving.request import Request, SamplingParams, tokens_of
+from windlass.serving.schedule_trace import ReplayExecutor, ScheduleTrace
 from windlass.serving.scheduler import DecodeFirst, FairShare, HybridFull, PrefillFirst, QueuePolicy, StallFree
 
 POLICIES: dict[str, Any] = {
@@ -73,11 +74,14 @@ class Disturber:
         return batch
 
 
-def disturbed_run(model: Any, pool: Any, pages: int, policy: Any, seed: int, vocabulary: int) -> list[Request | Any]:
+def disturbed_run(
+    model: Any, pool: Any, pages: int, policy: Any, seed: int, vocabulary: int, executor: Any = None
+) -> list[Any]:
     """Random requests through an engine with a small memory; their sequences, all finished."""
     draw = random.Random(seed)
     disturber = Disturber(policy, draw)
-    engine = Engine(NumbaExecutor(model, pool), disturber, KVManager(pool, pages), Clock(), config=STRICT)
+    executor = executor or NumbaExecutor(model, pool)
+    engine = Engine(executor, disturber, KVManager(pool, pages), Clock(), config=STRICT)
     beginnings = [[draw.randrange(vocabulary) for _ in range(40)] for _ in range(2)]
     sequences, count = [], 8
     for number in range(count):
@@ -162,3 +166,34 @@ def test_sampled_tokens_do_not_depend_on_the_batch_either(compiled: CpuEngine) -
     together = run(list("abcdef"), StallFree(13))
     for name in "adf":
         assert run([name], PrefillFirst())[name] == together[name]
+
+
+@pytest.mark.parametrize("name", ["chunks of 7", "short ones pass", "prefill first", "hybrid", "fair"])
+def test_a_real_run_replays_on_a_virtual_clock(name: str, compiled: CpuEngine) -> None:
+    """Batches, preemptions and ends of the model's own run, from the policy and the durations alone."""
+    draw, pages = random.Random(11), 9
+    pool, trace = compiled.new_pool(pages=pages), ScheduleTrace()
+    engine = Engine(
+        NumbaExecutor(compiled, pool), POLICIES[name](), KVManager(pool, pages), Clock(), config=STRICT, trace=trace,
+        end_ids=range(3),
+    )  # fmt: skip
+    for number in range(10):
+        prompt = [1] * draw.randrange(0, 40) + [draw.randrange(200) for _ in range(draw.randrange(1, 30))]
+        params = SamplingParams(max_tokens=draw.randrange(15, 40), temperature=2.0, seed=number)
+        engine.submit(Request(f"r{number}", tokens_of(prompt), params, tenant=draw.choice("xy")))
+        for _ in range(draw.randrange(0, 3)):
+            engine.step()
+        if number % 4 == 3:
+            engine.cancel(f"r{number - 1}")
+    engine.run_until_idle(5_000)
+    assert any(step.preempted for step in trace.steps)
+
+    recorded, again = ScheduleTrace.from_json(trace.to_json()), ScheduleTrace()
+    replayer = ReplayExecutor(recorded)
+    twin = Engine(
+        replayer, POLICIES[name](), KVManager(PageCounts(), pages), replayer, config=STRICT, trace=again,
+        text=replayer.text,
+    )  # fmt: skip
+    recorded.replay(twin)
+    assert again.steps == trace.steps
+    assert replayer.now() == pytest.approx(sum(step.duration_s for step in trace.steps))

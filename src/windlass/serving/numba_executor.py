@@ -49,16 +49,24 @@ class NumbaExecutor:
         self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
 
     def run(self, batch: Batch) -> StepResult:
-        started = self._clock()
-        logits = self._model.forward_tokens(token_batch(batch.items), self._pool)
-        sampling = [item.seq for item in batch.items if item.samples]
-        made, failed = {}, {}
-        for seq, result in zip(sampling, sample(logits, sampling, self._mask), strict=True):
-            if isinstance(result, Sampled):
-                made[seq.id] = result
-            else:
-                failed[seq.id] = result
-        return StepResult(made, self._clock() - started, dict(failed))
+        return run_batch(batch, lambda tokens: self._model.forward_tokens(tokens, self._pool), self._mask, self._clock)
+
+
+def run_batch(
+    batch: Batch, forward: Callable[[TokenBatch], Floats], mask: Mask | None, clock: Callable[[], float]
+) -> StepResult:
+    """Compute a batch with `forward`, which returns float32 logits [len(out_rows), vocab], and sample from them."""
+    started = clock()
+    logits = forward(token_batch(batch.items))
+    sampling = [item.seq for item in batch.items if item.samples]
+    result = StepResult({}, 0.0)
+    for seq, made in zip(sampling, sample(logits, sampling, mask), strict=True):
+        if isinstance(made, Sampled):
+            result.tokens[seq.id] = made
+        else:
+            result.failed[seq.id] = made
+    result.duration_s = clock() - started
+    return result
 
 
 def token_batch(items: list[WorkItem]) -> TokenBatch:
