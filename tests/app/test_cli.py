@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.main import get_command
 
 from windlass.app import cli
 
-COMMANDS = ("up", "ask", "search", "serve", "eval", "models", "systems", "bench", "doctor")
+COMMANDS = tuple(get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
 class Result(NamedTuple):
@@ -146,3 +147,19 @@ def test_help_is_quick() -> None:
     for heavy in ("numpy", "duckdb", "pyarrow", "fastapi", "nicegui", "torch", "sqlite3", "rich.progress"):
         assert f"'{heavy}'" not in done.stderr, heavy
     assert "up" in done.stdout
+
+
+def test_keys_are_made_shown_once_and_taken_away(folder: Path, windlass: Callable[..., Result]) -> None:
+    assert windlass("keys", "list", folder).status != 0  # not indexed yet
+    assert windlass("up", folder, "--no-web").status == 0
+    made = windlass("keys", "add", folder, "anna", "--requests-per-minute", "60", "--model", "windlass")
+    key = made.out.strip()
+    assert key.startswith("wl-")
+    listed = windlass("keys", "list", folder, "--json")
+    assert key not in listed.out
+    (anna,) = json.loads(listed.out)
+    assert (anna["name"], anna["keys"], anna["requests_per_minute"], anna["models"]) == ("anna", 1, 60, ["windlass"])
+    assert "anna" in windlass("keys", "list", folder).out
+    assert windlass("keys", "add", folder, "No Name").status != 0
+    assert windlass("keys", "remove", folder, "anna").status == 0
+    assert "Nobody has a key" in windlass("keys", "list", folder).out

@@ -23,6 +23,7 @@ from windlass.app.http.limits import Limits
 from windlass.app.http.metrics import Metrics
 from windlass.app.http.server import create_app
 from windlass.app.http.services import Services
+from windlass.app.http.tenants import Tenant
 from windlass.app.page import chat, overview, search, source, wording
 from windlass.app.page.examples import examples
 from windlass.app.progress_state import PageProgress
@@ -343,7 +344,7 @@ def test_nothing_is_written_into_the_current_folder(page: httpx.Client) -> None:
 
 
 def test_a_page_behind_a_key_shows_the_form_first(pipeline: Any, serve: Any) -> None:
-    with serve(pipeline, api_key_hashes=[hash_key("wl-k")]) as server, server.client() as client:
+    with serve(pipeline, tenants=[Tenant(hashes=(hash_key("wl-k"),))]) as server, server.client() as client:
         for path in ("/", "/search", "/_nicegui_ws/socket.io/?EIO=4&transport=polling"):
             reply = client.get(path, headers={"accept": "text/html"})
             assert reply.status_code == 401

@@ -129,7 +129,7 @@ def test_metrics_count_what_happened(pipeline: Any, serve: Any) -> None:
         text = get(server, "/metrics").text
     assert 'windlass_http_requests_total{method="GET",route="/api/search",status="200"} 1.0' in text
     assert 'windlass_http_requests_total{method="GET",route="/api/source/{doc_id}",status="404"} 1.0' in text
-    assert "windlass_generation_seconds_count 1.0" in text
+    assert 'windlass_e2e_seconds_count{tenant="local"} 1.0' in text
     assert 'windlass_files{state="failed"} 1.0' in text
     assert re.search(r"^windlass_passages 1\.0$", text, re.MULTILINE)
     assert "windlass_generation_queue_depth 0.0" in text

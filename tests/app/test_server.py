@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from windlass.app.http.keys import KeyFile, hash_key, key_matches
+from windlass.app.http.keys import KeyFile, hash_key, matching_hash
 from windlass.app.http.server import listen
 from windlass.core.errors import UsageError
 from windlass.core.settings import ServerSettings
@@ -46,12 +46,14 @@ def test_addresses_that_are_not_ours(host: str) -> None:
 
 def test_keys_are_kept_as_hashes_for_the_owner_alone(tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys.toml")
-    assert keys.hashes() == ()
+    assert keys.tenants() == ()
     first, second = keys.add(), keys.add()
     content = (tmp_path / "keys.toml").read_text()
     assert first not in content and second not in content
-    assert keys.hashes() == (hash_key(first), hash_key(second))
-    assert key_matches(second, keys.hashes()) and not key_matches(second + "x", keys.hashes())
+    (owner,) = keys.tenants()
+    assert owner.hashes == (hash_key(first), hash_key(second)) and owner.admin
+    assert matching_hash(second, owner.hashes) == hash_key(second)
+    assert matching_hash(second + "x", owner.hashes) is None
     assert stat.S_IMODE(os.stat(tmp_path / "keys.toml").st_mode) == 0o600
 
 
@@ -60,7 +62,7 @@ def test_a_damaged_key_file_never_opens_the_door(tmp_path: Path, content: str) -
     path = tmp_path / "keys.toml"
     path.write_text(content)
     with pytest.raises(UsageError, match="damaged"):
-        KeyFile(path).hashes()
+        KeyFile(path).tenants()
 
 
 _PROGRAM = """

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -349,3 +349,45 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "m").write_bytes(raw)
     with pytest.raises(WorkspaceError):
         storage.read_manifest(tmp_path / "m", 1)
+
+
+@given(lines=st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line)), cut=st.integers(0, 200))
+def test_a_line_log_keeps_what_it_acknowledged(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], cut: int
+) -> None:
+    """Whatever a crash leaves of the last line, opening the log again gives the whole lines before it."""
+    path = tmp_path_factory.mktemp("log") / "lines"
+    with storage.LineLog(path) as log:
+        for line in lines:
+            log.add(line)
+    whole = path.read_bytes()
+    assert whole == b"".join(line + b"\n" for line in lines)
+    path.write_bytes(whole[: max(0, len(whole) - cut)])
+    left = path.read_bytes()
+    with storage.LineLog(path) as log:
+        assert path.read_bytes() == left[: left.rfind(b"\n") + 1]
+        log.add(b"next")
+    assert path.read_bytes().endswith(b"next\n")
+
+
+def test_a_torn_line_longer_than_a_block_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"good\n" + b"x" * 200_000)
+    storage.LineLog(path).close()
+    assert path.read_bytes() == b"good\n"
+
+
+def test_a_line_that_does_not_reach_the_disk_is_not_acknowledged(tmp_path: Path) -> None:
+    class Failing(storage.LocalDisk):
+        broken = False
+
+        def fsync(self, file: BinaryIO) -> None:
+            if self.broken:
+                raise OSError(errno.ENOSPC, "no space")
+
+    disk = Failing()
+    with storage.LineLog(tmp_path / "lines", disk=disk) as log:
+        log.add(b"good")
+        disk.broken = True
+        with pytest.raises(StorageError, match=r"disk full while writing .*lines"):
+            log.add(b"lost")

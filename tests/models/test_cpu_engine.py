@@ -50,7 +50,12 @@ class RoundedDecoder(Decoder):
                 return self.linear(round_activations(x))
 
         self._layers = [
-            replace(layer, **{name: Rounded(getattr(layer, name)) for name in ("qkv", "output", "gate_up", "down")})
+            replace(
+                layer,
+                qkv=Rounded(layer.qkv),
+                output=Rounded(layer.output),
+                ffn=replace(layer.ffn, gate_up=Rounded(layer.ffn.gate_up), down=Rounded(layer.ffn.down)),
+            )
             for layer in self._layers
         ]
 

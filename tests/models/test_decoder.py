@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.tiny_models import hf_config, random_weights, reference_logits, write_folder, write_gguf
+from tests.models.tiny_models import (
+    hf_config,
+    moe_config,
+    random_weights,
+    reference_logits,
+    stack_experts,
+    write_folder,
+    write_gguf,
+)
 from windlass.core.errors import Cancelled, ModelError, UsageError
 from windlass.models.config import config_from_hf
 from windlass.models.decoder import PREFILL_CHUNK, Decoder
@@ -33,6 +41,11 @@ CASES = {
     "mistral window": hf_config("mistral", sliding_window=8),
     "qwen2 bias": hf_config("qwen2", use_sliding_window=False, sliding_window=4),
     "qwen3 norm": hf_config("qwen3", head_dim=16),
+    "mixtral": moe_config("mixtral", sliding_window=8),
+    "olmoe": moe_config("olmoe"),
+    "olmoe renormalised": moe_config("olmoe", norm_topk_prob=True),
+    "qwen2 experts": moe_config("qwen2_moe"),
+    "qwen3 experts": moe_config("qwen3_moe", head_dim=16),
 }
 
 
@@ -45,11 +58,13 @@ def test_logits_equal_float64_reference(name: str, tmp_path: Path) -> None:
     assert close(decoder.logits(np.array(TOKENS)), reference_logits(windowless, weights, TOKENS))
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral window", "qwen2 bias", "qwen3 norm"])
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral window", "qwen2 bias", "qwen3 norm", "mixtral", "olmoe", "qwen2 experts"]
+)
 def test_gguf_of_the_same_weights_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     config = CASES[name]
     weights = random_weights(config)
-    window = {"llama.attention.sliding_window": 8} if name == "mistral window" else {}
+    window = {"llama.attention.sliding_window": 8} if config.get("sliding_window") == 8 else {}
     decoder = Decoder.load(write_gguf(tmp_path / "m.gguf", config, weights, **window))
     plain = {**config, "sliding_window": 8 if window else None}
     assert close(decoder.logits(np.array(TOKENS)), reference_logits(plain, weights, TOKENS))
@@ -167,12 +182,45 @@ def test_impossible_configurations_are_refused(change: dict[str, Any]) -> None:
         config_from_hf(hf_config(**change) if "model_type" not in change else {**hf_config(), **change}, "here")
 
 
-def test_experts_are_read_and_refused_by_name(tmp_path: Path) -> None:
-    config = hf_config("mixtral", num_local_experts=8, num_experts_per_tok=2)
-    read = config_from_hf(config, "here")
-    assert read.moe is not None and (read.moe.n_experts, read.moe.n_active, read.moe.normalise) == (8, 2, True)
-    with pytest.raises(ModelError, match="mixtral with experts"):
-        Decoder.load(write_folder(tmp_path, config, {"model.norm.weight": np.ones(32, np.float32)}))
+def test_fused_experts_are_split_on_load(tmp_path: Path) -> None:
+    """Newer exports hold all experts of a layer in two tensors."""
+    config = moe_config("qwen2_moe")
+    weights = random_weights(config)
+    stacked = stack_experts(config, weights)
+    fused = {name: weight for name, weight in stacked.items() if "_exps." not in name}
+    for layer in range(2):
+        gate, up, down = (stacked[f"blk.{layer}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
+        fused[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = np.concatenate((gate, up), axis=1)
+        fused[f"model.layers.{layer}.mlp.experts.down_proj"] = down
+    one_by_one = Decoder.load(write_folder(tmp_path / "one", config, weights))
+    together = Decoder.load(write_folder(tmp_path / "fused", config, fused))
+    assert np.array_equal(one_by_one.logits(np.array(TOKENS)), together.logits(np.array(TOKENS)))
+
+
+@pytest.mark.parametrize("damage", ["missing", "misshapen", "both"])
+def test_incomplete_experts_are_named(damage: str, tmp_path: Path) -> None:
+    config = moe_config("olmoe")
+    weights = random_weights(config)
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    if damage == "missing":
+        del weights[name]
+    elif damage == "misshapen":
+        weights[name] = weights[name][:-1]
+    else:
+        weights["model.layers.1.mlp.experts.down_proj"] = np.zeros((6, 32, 64), np.float32)
+    with pytest.raises(ModelError, match=r"blk\.1\.ffn_(up|down)_exps\.weight"):
+        Decoder.load(write_folder(tmp_path, config, weights))
+
+
+def test_impossible_expert_counts_are_refused() -> None:
+    for change in (
+        {"num_experts": 0},
+        {"num_experts_per_tok": 9},
+        {"decoder_sparse_step": 0},
+        {"num_experts": 1 << 40},
+    ):
+        with pytest.raises(ModelError, match="here"):
+            config_from_hf(moe_config("qwen2_moe", **change), "here")
 
 
 @pytest.fixture(scope="module")

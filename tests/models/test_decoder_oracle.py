@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.models.default_model import default_model
-from windlass.models.decoder import Decoder
-from windlass.models.generate import LocalModel
-
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+from tests.models.default_model import default_model  # noqa: E402
+from windlass.models.decoder import Decoder  # noqa: E402
+from windlass.models.generate import LocalModel  # noqa: E402
+from windlass.models.torch_decoder import DecoderLM, TorchModel  # noqa: E402
+
 pytestmark = pytest.mark.peers
+
 
 SHAPE = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -25,6 +28,7 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32, "rope_theta": 1e4,
 }  # fmt: skip
+QWEN_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
@@ -34,12 +38,16 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}),
     "qwen2 window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 8}),
+    "olmoe": ("Olmoe", {"num_experts": 12, "num_experts_per_tok": 4}),
+    "olmoe renormalised": ("Olmoe", {"num_experts": 12, "num_experts_per_tok": 4, "norm_topk_prob": True}),
+    "qwen2 experts": ("Qwen2Moe", QWEN_EXPERTS | {"shared_expert_intermediate_size": 80}),
+    "qwen3 experts": ("Qwen3Moe", QWEN_EXPERTS | {"head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [1]}),
 }
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_tiny_checkpoints_give_the_logits_of_transformers(name: str, dtype: str, tmp_path: Path) -> None:
+def tiny_checkpoint(name: str, dtype: str, folder: Path) -> Any:
+    """A random model of the named architecture, saved in `folder`."""
     family, changes = CHECKPOINTS[name]
     torch.manual_seed(3)
     config = getattr(transformers, family + "Config")(**SHAPE, **changes)
@@ -47,13 +55,47 @@ def test_tiny_checkpoints_give_the_logits_of_transformers(name: str, dtype: str,
     for parameter in model.parameters():
         # Fresh weights are too small to tell a wrong mask or rotation from a right one.
         parameter.data += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tiny_checkpoints_give_the_logits_of_transformers(name: str, dtype: str, tmp_path: Path) -> None:
+    model = tiny_checkpoint(name, dtype, tmp_path)
     tokens = torch.randint(0, 120, (1, 40))
     with torch.no_grad():
         loaded = type(model).from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
         expected = loaded(tokens).logits[0].numpy()
-    ours = Decoder.load(tmp_path).logits(tokens[0].numpy())
-    assert np.abs(ours - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+    for ours in (Decoder.load(tmp_path), TorchModel(DecoderLM.load(tmp_path))):
+        made = ours.logits(tokens[0].numpy())
+        assert np.abs(made - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+        assert np.abs(_stepped(ours, tokens[0].numpy()) - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+
+
+def _stepped(model: Any, tokens: np.ndarray) -> np.ndarray:
+    """Logits of a prompt of 30 tokens and single steps after it; those of the prompt's last token stand for all."""
+    cache = model.cache()
+    rows = [model.prefill(tokens[:30], cache)] + [model.step(int(token), cache) for token in tokens[30:]]
+    fork = cache.fork()
+    fork.truncate(31)
+    again = model.step(int(tokens[31]), fork)
+    assert np.abs(again - rows[2]).max() <= 1e-4 * max(1.0, np.abs(again).max())
+    return np.concatenate((model.logits(tokens)[:29], np.stack(rows)))
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen2 experts"])
+def test_gradients_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
+    model = tiny_checkpoint(name, "float32", tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    ours, tokens = DecoderLM.load(tmp_path), torch.randint(0, 120, (2, 20))
+    for each in (loaded, ours):
+        logits = each(tokens).logits if each is loaded else each(tokens)
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    theirs = {parameter_name: parameter.grad for parameter_name, parameter in loaded.named_parameters()}
+    for parameter_name, parameter in ours.named_parameters():
+        expected = theirs[parameter_name]
+        assert (parameter.grad - expected).abs().max() <= 1e-4 * max(1e-3, float(expected.abs().max()))
 
 
 PROMPTS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import struct
 from pathlib import Path
 
@@ -11,11 +10,13 @@ import gguf
 import numpy as np
 import pytest
 
-from tests.models.tiny_models import bpe_vocabulary, hf_config, random_weights, write_folder, write_gguf
-from windlass.core.errors import ModelError, NotFound, WindlassError
+from tests.models.mutants import mutants, outcomes, use
+from tests.models.tiny_models import bpe_vocabulary, hf_config, moe_config, random_weights, write_folder, write_gguf
+from windlass.core.errors import ModelError, NotFound
 from windlass.models.block_formats import BY_NAME, FORMATS, split_blocks, to_float
+from windlass.models.block_quantize import quantize
 from windlass.models.gguf import GGUFSource
-from windlass.models.tokenizer import tokenizer_from_gguf
+from windlass.models.saved_model import save_model
 from windlass.models.weights import SafetensorsSource, open_weights
 
 HALVES = {
@@ -91,59 +92,52 @@ def test_metadata_and_tensors_equal_the_library(path: Path) -> None:
         assert low_bit is None or np.array_equal(low_bit.dequantize(), expected)
 
 
-def open_and_read_all(file: Path) -> None:
-    source = open_weights(file)
-    if isinstance(source, GGUFSource):
-        tokenizer_from_gguf(source.metadata, "here").encode("the sea")
-    for name in source.names():
-        source.tensor(name)
+FORMS = ["gguf", "gguf with experts", "folder", "folder with experts", "config", "saved", "saved manifest"]
 
 
-def fuzz(good: bytes, header: int, file: Path, mutants: int) -> tuple[int, int]:
-    """Mutate mostly inside the first `header` bytes; return how many were refused and how many were read."""
-    chance, refused, read = random.Random(11), 0, 0
-    for _ in range(mutants):
-        data = bytearray(good)
-        for _ in range(chance.choice([1, 1, 2, 4])):
-            at = chance.randrange(header)
-            what = chance.randrange(5)
-            if what == 0:
-                data[at] ^= 1 << chance.randrange(8)
-            elif what == 1:
-                data[at : at + 8] = struct.pack(
-                    "<Q", chance.choice([0, 1, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1])
-                )
-            elif what == 2:
-                del data[at : at + chance.randrange(1, 40)]
-            elif what == 3:
-                data[at:at] = chance.randbytes(chance.randrange(1, 9))
-            else:
-                data = data[: chance.randrange(len(data))]
-                header = max(1, min(header, len(data)))
-        file.write_bytes(bytes(data))
-        try:
-            open_and_read_all(file if file.suffix == ".gguf" else file.parent)
-            read += 1
-        except WindlassError as error:
-            assert "\n" not in error.what or "not JSON" in error.what
-            refused += 1
-        header = len(good) if header < 2 else header
-    return refused, read
+def good_files(form: str, root: Path) -> tuple[Path, Path, int]:
+    """A sound model: the file to damage, the path to open, and how many bytes its header has."""
+    config = hf_config(num_hidden_layers=1, hidden_size=32, head_dim=16, intermediate_size=32)
+    if "experts" in form:
+        config = moe_config("qwen2_moe", num_hidden_layers=1)
+    weights = random_weights(config)
+    if form.startswith("gguf"):
+        kinds = gguf.GGMLQuantizationType
+        file = write_gguf(root / "m.gguf", config, weights, None if "experts" in form else kinds.Q4_1, kinds.Q8_0)
+        return file, file, GGUFSource(file).meta("token_embd.weight").offset
+    folder = write_folder(root / "model", config, weights)
+    if form == "config":
+        return folder / "config.json", folder, 1 << 20
+    if form.startswith("saved"):
+        source = open_weights(folder)
+        tensors = {name: source.tensor(name) for name in source.names()}
+        tensors = {name: quantize(t, "q4_0") if t.ndim == 2 else t for name, t in tensors.items()}
+        folder = root / "saved"
+        save_model(folder, source.config, tensors, tokenizer=root / "model")
+        if form == "saved manifest":
+            return folder / "windlass.json", folder, 1 << 20
+    file = next(folder.glob("*.safetensors"))
+    return file, folder, 8 + int.from_bytes(file.read_bytes()[:8], "little")
 
 
-def test_mutated_gguf_ends_in_a_typed_error_or_a_model(path: Path, tmp_path: Path) -> None:
-    good = path.read_bytes()
-    refused, read = fuzz(good, GGUFSource(path).meta("token_embd.weight").offset, tmp_path / "m.gguf", 500)
-    assert refused + read == 500 and refused > 200
+def run_mutants(form: str, root: Path, count: int, seed: int) -> tuple[int, int]:
+    file, opened, header = good_files(form, root)
+    use(opened)
+    return outcomes(file, opened, mutants(file.read_bytes(), header, count, seed))
 
 
-def test_mutated_safetensors_ends_in_a_typed_error_or_a_model(tmp_path: Path) -> None:
-    config = hf_config(num_hidden_layers=1)
-    folder = write_folder(tmp_path, config, random_weights(config))
-    good = (folder / "model.safetensors").read_bytes()
-    header = 8 + int.from_bytes(good[:8], "little")
-    refused, read = fuzz(good, header, folder / "model.safetensors", 300)
-    assert refused + read == 300 and refused > 150
+@pytest.mark.parametrize("form", FORMS)
+def test_mutated_files_end_in_a_typed_error_or_a_model(form: str, tmp_path: Path) -> None:
+    refused, served = run_mutants(form, tmp_path, 60, 11)
+    assert refused + served == 60 and refused >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("form", FORMS)
+def test_ten_thousand_mutated_files(form: str, tmp_path: Path) -> None:
+    refused, served = run_mutants(form, tmp_path, 10_000, 12)
+    assert refused > 3000 and served > 20, (refused, served)
 
 
 def test_every_truncation_is_refused(path: Path, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ class PagedReference(RoundedDecoder):
                 weights = softmax(np.einsum("hd,shd->hs", queries, keys) / np.float32(math.sqrt(size)))
                 mixed.append(np.einsum("hs,shd->hd", weights, values).reshape(-1))
             x = x + layer.output(np.stack(mixed))
-            gate, up = np.split(layer.gate_up(rms_norm(x, layer.ffn_norm, eps)), 2, axis=-1)
-            x = x + layer.down(silu(gate) * up)
+            gate, up = np.split(layer.ffn.gate_up(rms_norm(x, layer.ffn_norm, eps)), 2, axis=-1)
+            x = x + layer.ffn.down(silu(gate) * up)
         return self._to_logits(x[batch.out_rows])
 
 

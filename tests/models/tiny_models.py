@@ -60,11 +60,57 @@ def hf_config(arch: str = "llama", **changes: Any) -> dict[str, Any]:
     }
 
 
+EXPERTS = {
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": False, "num_key_value_heads": 4},
+    "qwen2_moe": {
+        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40, "norm_topk_prob": False,
+    },
+    "qwen3_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True,
+        "mlp_only_layers": [0],
+    },
+}  # fmt: skip
+"""Settings of the architectures with experts; the last has one dense layer."""
+
+
+def moe_config(arch: str, **changes: Any) -> dict[str, Any]:
+    return hf_config(arch, **{**EXPERTS[arch], **changes})
+
+
+def expert_counts(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Experts, active ones, and inner channels of each."""
+    count = config.get("num_local_experts") or config["num_experts"]
+    size = config.get("moe_intermediate_size") or config["intermediate_size"]
+    return count, config["num_experts_per_tok"], size
+
+
+def has_experts(config: dict[str, Any], layer: int) -> bool:
+    return config["model_type"] in EXPERTS and layer not in config.get("mlp_only_layers", ())
+
+
+def expert_names(config: dict[str, Any], layer: int, expert: int) -> dict[str, str]:
+    at = f"model.layers.{layer}."
+    if config["model_type"] == "mixtral":
+        return {
+            part: f"{at}block_sparse_moe.experts.{expert}.{w}.weight"
+            for part, w in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+        }
+    return {part: f"{at}mlp.experts.{expert}.{part}_proj.weight" for part in ("gate", "up", "down")}
+
+
+def router_name(config: dict[str, Any], layer: int) -> str:
+    block = "block_sparse_moe" if config["model_type"] == "mixtral" else "mlp"
+    return f"model.layers.{layer}.{block}.gate.weight"
+
+
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Weights under their Hugging Face names, float32, scaled so that attention and activations are not flat."""
     rng = np.random.default_rng(seed)
     hidden, inner, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    arch = config["model_type"]
 
     def matrix(rows: int, columns: int) -> np.ndarray:
         return (rng.standard_normal((rows, columns)) * 1.5 / math.sqrt(columns)).astype(np.float32)
@@ -72,22 +118,36 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     def norm(length: int) -> np.ndarray:
         return (1 + 0.2 * rng.standard_normal(length)).astype(np.float32)
 
+    def gated(at: str, inner: int) -> None:
+        weights[f"{at}gate_proj.weight"], weights[f"{at}up_proj.weight"] = matrix(inner, hidden), matrix(inner, hidden)
+        weights[f"{at}down_proj.weight"] = matrix(hidden, inner)
+
     weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden) * 5, "model.norm.weight": norm(hidden)}
     for index in range(config["num_hidden_layers"]):
         at = f"model.layers.{index}."
         rows = {"q": heads * size, "k": kv_heads * size, "v": kv_heads * size}
         for part, count in rows.items():
             weights[f"{at}self_attn.{part}_proj.weight"] = matrix(count, hidden)
-            if config["model_type"] == "qwen2":
+            if arch.startswith("qwen2"):
                 weights[f"{at}self_attn.{part}_proj.bias"] = norm(count) - 1
-        if config["model_type"] == "qwen3":
+        if arch.startswith("qwen3"):
             weights[at + "self_attn.q_norm.weight"], weights[at + "self_attn.k_norm.weight"] = norm(size), norm(size)
+        if arch == "olmoe":
+            weights[at + "self_attn.q_norm.weight"] = norm(heads * size)
+            weights[at + "self_attn.k_norm.weight"] = norm(kv_heads * size)
         weights[at + "self_attn.o_proj.weight"] = matrix(hidden, heads * size)
-        weights[at + "mlp.gate_proj.weight"], weights[at + "mlp.up_proj.weight"] = (
-            matrix(inner, hidden),
-            matrix(inner, hidden),
-        )
-        weights[at + "mlp.down_proj.weight"] = matrix(hidden, inner)
+        if has_experts(config, index):
+            count, _, expert_size = expert_counts(config)
+            weights[router_name(config, index)] = matrix(count, hidden)
+            for expert in range(count):
+                names = expert_names(config, index, expert)
+                weights[names["gate"]], weights[names["up"]] = matrix(expert_size, hidden), matrix(expert_size, hidden)
+                weights[names["down"]] = matrix(hidden, expert_size)
+            if arch == "qwen2_moe":
+                gated(at + "mlp.shared_expert.", config["shared_expert_intermediate_size"])
+                weights[at + "mlp.shared_expert_gate.weight"] = matrix(1, hidden)
+        else:
+            gated(at + "mlp.", inner)
         weights[at + "input_layernorm.weight"], weights[at + "post_attention_layernorm.weight"] = (
             norm(hidden),
             norm(hidden),
@@ -137,6 +197,9 @@ HF_TO_GGUF = {
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp", "block_sparse_moe.gate": "ffn_gate_inp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }  # fmt: skip
 
 
@@ -165,7 +228,9 @@ def write_gguf(
 
     Matrices are stored as `quantize` (the embedding as `head`), float32 when None.
     """
-    arch = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    arch = {"mistral": "llama", "mixtral": "llama"}.get(
+        config["model_type"], config["model_type"].replace("_moe", "moe")
+    )
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -174,6 +239,11 @@ def write_gguf(
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(config["head_dim"])
+    if config["model_type"] in EXPERTS:
+        count, active, size = expert_counts(config)
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(active)
+        writer.add_expert_feed_forward_length(size)
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     pieces, merges = bpe_vocabulary()
@@ -188,7 +258,7 @@ def write_gguf(
     writer.add_chat_template(metadata.pop("template", CHAT))
     for key, value in metadata.items():
         writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
-    for name, weight in weights.items():
+    for name, weight in stack_experts(config, weights).items():
         _add_tensor(writer, name, weight, config, quantize, head, arch)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -197,10 +267,23 @@ def write_gguf(
     return path
 
 
+def stack_experts(config: dict[str, Any], weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same weights with the experts of a layer in one tensor, as GGUF has them."""
+    stacked = {name: weight for name, weight in weights.items() if ".experts." not in name}
+    for layer in range(config["num_hidden_layers"]):
+        if has_experts(config, layer):
+            names = [expert_names(config, layer, expert) for expert in range(expert_counts(config)[0])]
+            for part in ("gate", "up", "down"):
+                stacked[f"blk.{layer}.ffn_{part}_exps.weight"] = np.stack([weights[each[part]] for each in names])
+    return stacked
+
+
 def _add_tensor(
     writer: Any, name: str, weight: np.ndarray, config: dict[str, Any], quantize: Any, head: Any, arch: str
 ) -> None:
-    short = gguf_name(name)
+    short = name if name.startswith("blk.") else gguf_name(name)
+    if short.endswith("inp_shexp.weight"):
+        weight = weight.reshape(-1)
     for part, heads in (("q_proj", config["num_attention_heads"]), ("k_proj", config["num_key_value_heads"])):
         if part in name and arch == "llama":
             half = config["head_dim"] // 2
@@ -210,6 +293,33 @@ def _add_tensor(
         writer.add_tensor(short, np.ascontiguousarray(weight))
     else:
         writer.add_tensor(short, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+
+
+GATED = ("gate", "up", "down")
+
+
+def _reference_gated(w: dict[str, np.ndarray], names: list[str], h: np.ndarray) -> np.ndarray:
+    gate, up, down = (w[name] for name in names)
+    inner = gate @ h
+    return down @ (inner / (1 + np.exp(-inner)) * (up @ h))
+
+
+def _reference_experts(config: dict[str, Any], w: dict[str, np.ndarray], layer: int, h: np.ndarray) -> np.ndarray:
+    """One token: the k likeliest experts one by one, and the shared one."""
+    count, active, _ = expert_counts(config)
+    scores = w[router_name(config, layer)] @ h
+    shares = np.exp(scores) / np.exp(scores).sum()
+    best = sorted(range(count), key=lambda expert: -shares[expert])[:active]
+    total = sum(shares[expert] for expert in best) if config.get("norm_topk_prob", True) else 1.0
+    made = np.zeros_like(h)
+    for expert in best:
+        names = expert_names(config, layer, expert)
+        made += shares[expert] / total * _reference_gated(w, [names[part] for part in GATED], h)
+    at = f"model.layers.{layer}.mlp.shared_expert"
+    if f"{at}_gate.weight" in w:
+        opened = 1 / (1 + np.exp(-float((w[f"{at}_gate.weight"] @ h)[0])))
+        made += opened * _reference_gated(w, [f"{at}.{part}_proj.weight" for part in GATED], h)
+    return made
 
 
 def reference_logits(
@@ -246,9 +356,14 @@ def reference_logits(
         for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
             made[part] = []
             for position, x in enumerate(normed):
-                rows = project(f"{at}self_attn.{part}_proj", x).reshape(count, size)
-                head_norm = w.get(f"{at}self_attn.{part}_norm.weight")
-                ready = [norm(row, head_norm) if head_norm is not None else row for row in rows]
+                rows = project(f"{at}self_attn.{part}_proj", x)
+                norm_weight = w.get(f"{at}self_attn.{part}_norm.weight")
+                if norm_weight is not None and len(norm_weight) > size:
+                    rows = norm(rows, norm_weight)
+                ready = [
+                    norm(row, norm_weight) if norm_weight is not None and len(norm_weight) == size else row
+                    for row in rows.reshape(count, size)
+                ]
                 made[part].append([turn(row, position) if part != "v" else row for row in ready])
         for position in range(len(tokens)):
             mixed = []
@@ -261,8 +376,9 @@ def reference_logits(
             states[position] = states[position] + project(at + "self_attn.o_proj", np.concatenate(mixed))
         for position, x in enumerate(states):
             h = norm(x, w[at + "post_attention_layernorm.weight"])
-            gate = project(at + "mlp.gate_proj", h)
-            inner = gate / (1 + np.exp(-gate)) * project(at + "mlp.up_proj", h)
-            states[position] = x + project(at + "mlp.down_proj", inner)
+            if has_experts(config, index):
+                states[position] = x + _reference_experts(config, w, index, h)
+            else:
+                states[position] = x + _reference_gated(w, [f"{at}mlp.{part}_proj.weight" for part in GATED], h)
     head_weight = w.get("lm_head.weight", w["model.embed_tokens.weight"])
     return np.array([head_weight @ norm(x, w["model.norm.weight"]) for x in states])

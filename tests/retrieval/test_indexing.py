@@ -494,7 +494,7 @@ def test_a_model_that_arrives_while_we_run_is_used(
 
     installed: list[CountingEncoder] = []
 
-    def load(_: str) -> CountingEncoder:
+    def load(*_: str) -> CountingEncoder:
         if not installed:
             raise ModelError("not installed")
         return installed[0]

@@ -12,7 +12,21 @@ from types import FrameType
 
 import typer
 
-from windlass.app.commands import ask, bench, doctor, evaluate, models, search, serve, systems, up
+from windlass.app.commands import (
+    ask,
+    bench,
+    doctor,
+    evaluate,
+    generate,
+    keys,
+    lake,
+    models,
+    search,
+    serve,
+    simulate,
+    systems,
+    up,
+)
 from windlass.core.errors import WindlassError
 
 _HELP = """Lift a folder: clean it, index it, ask it. Everything stays on this machine.
@@ -30,7 +44,22 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich help costs a fifth of a second at every start
     pretty_exceptions_enable=False,
 )
-for command in (up, ask, search, serve, evaluate, models, systems, bench, doctor):
+_COMMANDS = (
+    up,
+    ask,
+    search,
+    serve,
+    keys,
+    evaluate,
+    lake,
+    generate,
+    models,
+    simulate,
+    systems,
+    bench,
+    doctor,
+)
+for command in _COMMANDS:
     command.register(app)
 
 

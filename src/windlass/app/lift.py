@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def lift(
     *,
     offline: bool = False,
     embed: bool = True,
+    survey: bool = True,
     on_searchable: Callable[[], None] | None = None,
 ) -> IndexReport:
     """Index the folder once, models included.
@@ -60,12 +62,17 @@ def lift(
         progress: Hears of every stage, downloads among them.
         offline: Do without missing models instead of downloading them.
         embed: False stops when everything can be found by its words.
+        survey: Also look for tables in tables and near-copies of texts.
         on_searchable: Called when that is so.
 
     Raises:
         WindlassError: As `Pipeline.index`. A model that cannot be had is a notice in the report, not an error.
     """
     first = pipeline.index(progress=progress, embed=False, on_searchable=on_searchable)
+    if survey:
+        started = time.perf_counter()
+        pipeline.survey(progress)
+        first.seconds["compare"] = time.perf_counter() - started
     if not embed:
         return first
     notices = [] if offline else pull_missing(pipeline, progress)
@@ -131,6 +138,7 @@ def keep_up(
         while not stop.is_set():
             try:
                 report = pipeline.index(progress=progress)
+                pipeline.survey(progress)
             except WorkspaceLocked:
                 stop.wait(_RETRY_SECONDS)
             except Cancelled:

@@ -27,7 +27,7 @@ def ready(folder: Path, *, offline: bool = False, quiet: bool = False) -> Iterat
         if is_new and not quiet:
             print(f"{folder} is not indexed yet; indexing it first", file=sys.stderr)
         try:
-            report = lift(pipeline, progress, offline=offline)
+            report = lift(pipeline, progress, offline=offline, survey=False)
         except WorkspaceLocked as error:
             if is_new:
                 raise

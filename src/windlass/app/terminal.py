@@ -29,6 +29,12 @@ _TITLES = {
     "scan": "Looking at files",
     "hash": "Hashing new files",
     "read": "Reading",
+    "profile": "Profiling tables",
+    "contain": "Looking for tables in tables",
+    "shingle": "Cutting texts into word sequences",
+    "compare": "Looking for near-copies",
+    "recipes": "Trying recipes",
+    "verify": "Verifying",
     "embed": "Embedding passages",
     "pull": "Downloading models",
 }
@@ -134,6 +140,8 @@ def print_card(overview: Overview, report: IndexReport | None) -> None:
         add("duplicates", f"{copies} exact copies, {size(overview.duplicate_bytes)} to save")
         for group in overview.duplicates[:_LISTED]:
             add("", f"{printable(group[0])} = {_some([printable(path) for path in group[1:]], 3)}")
+    _add_contained(add, overview)
+    _add_near_copies(add, overview)
     _add_reasons(add, "not readable", [(path, f"{reason}: {text}") for path, reason, text in overview.failed])
     _add_reasons(add, "skipped", overview.skipped)
     if report is not None:
@@ -259,6 +267,25 @@ def _table_names(overview: Overview) -> list[str]:
 def _some(names: list[str], count: int = _LISTED) -> str:
     rest = len(names) - count
     return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _add_contained(add: Callable[[str, str], None], overview: Overview) -> None:
+    for number, table in enumerate(overview.contained[:_LISTED]):
+        if number == 0:
+            saved = f", {size(overview.contained_bytes)} to save" if overview.contained_bytes else ""
+            add("contained", f"{len(overview.contained)} tables are in others{saved} (windlass lake reclaim)")
+        rows = f"all {table.child_rows:,} rows are in"
+        add("", f"{printable(table.child_file)}: {rows} {printable(table.parent_file)} ({table.parent_rows:,})")
+    if len(overview.contained) > _LISTED:
+        add("", f"and {len(overview.contained) - _LISTED} more")
+
+
+def _add_near_copies(add: Callable[[str, str], None], overview: Overview) -> None:
+    for number, pair in enumerate(overview.near_copies[:_LISTED]):
+        title = f"{len(overview.near_copies)} near-copies" if number == 0 else ""
+        add(title, f"{printable(pair.second)} has {pair.similarity:.0%} in common with {printable(pair.first)}")
+    if len(overview.near_copies) > _LISTED:
+        add("", f"and {len(overview.near_copies) - _LISTED} more")
 
 
 def _add_reasons(add: Callable[[str, str], None], title: str, entries: list[tuple[str, str]]) -> None:

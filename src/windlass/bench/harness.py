@@ -19,9 +19,10 @@ from typing import Any
 
 import windlass
 from windlass.bench.machine import Machine, describe
-from windlass.bench.report import BenchReport, Metric, Mode, metric
+from windlass.bench.report import BenchReport, Metric, metric
 from windlass.core import catalogue
 from windlass.core.errors import UsageError
+from windlass.core.program import Mode
 from windlass.core.progress import Progress, Silent, check_cancelled
 
 

@@ -17,8 +17,8 @@ from windlass import __version__
 from windlass.bench.machine import Machine
 from windlass.core import storage
 from windlass.core.errors import UsageError
+from windlass.core.program import Mode
 
-Mode = Literal["measured", "emulated", "simulated"]
 Better = Literal["lower", "higher"]
 
 

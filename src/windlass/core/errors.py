@@ -80,14 +80,54 @@ class ModelError(WindlassError):
     """A model is missing, damaged, or of a kind that is not supported."""
 
 
+class SimulationError(WindlassError):
+    """A scenario cannot be simulated: it deadlocks, a device or a path is missing, something does not fit."""
+
+
+class TensorValueInSimulation(SimulationError):
+    """A policy looked at the values of an array where there are only shapes: a mistake in the policy."""
+
+
+class UnsupportedArchitecture(ModelError):
+    """The model's file is sound, but windlass has no code for this kind of model."""
+
+
 class Busy(WindlassError):
     """The queue is full; the caller should come back later."""
 
     http_status = 429
 
 
-class PoolExhausted(Busy):
-    """The memory for keys and values has no free page left; something must be finished or dropped first."""
+class ContextLengthError(UsageError):
+    """Prompt and answer do not fit what the model, or its memory, can hold together."""
+
+
+class DeadlineError(WindlassError):
+    """A request was not done, or cannot be done, by the time its sender set."""
+
+    http_status = 503
+
+
+class NumericsError(ModelError):
+    """The model computed something that is not a number; only the request it belongs to fails."""
+
+
+class EngineBug(WindlassError):
+    """The serving engine broke one of its own rules. Fails the request it belongs to, and is worth a report."""
+
+
+class PoolExhausted(WindlassError):
+    """The memory for keys and values, or for adapters, has no page left that may be taken."""
+
+    http_status = 503
+
+
+class QueueFull(Busy):
+    """Too many requests wait already; `retry_after` is the number of seconds after which a place is likely."""
+
+    def __init__(self, what: str, retry_after: int) -> None:
+        super().__init__(what, hint=f"try again in {retry_after} s")
+        self.retry_after = retry_after
 
 
 class Cancelled(WindlassError):

@@ -126,6 +126,35 @@ STEPS: tuple[str, ...] = (
         INSERT INTO counters VALUES ('unused_vectors', 1);
     END;
     """,
+    """
+    -- What the lake knows of each table: its profile, NULL where it could not be made; see `lake.survey`.
+    CREATE TABLE profiles (
+        table_id INTEGER PRIMARY KEY REFERENCES tables (id) ON DELETE CASCADE,
+        version INTEGER NOT NULL,
+        profile BLOB
+    );
+    -- All rows of the child are in the parent; `trivial` when that says little.
+    CREATE TABLE contained (
+        child INTEGER NOT NULL REFERENCES tables (id) ON DELETE CASCADE,
+        parent INTEGER NOT NULL REFERENCES tables (id) ON DELETE CASCADE,
+        trivial INTEGER NOT NULL,
+        PRIMARY KEY (child, parent)
+    ) WITHOUT ROWID;
+    CREATE INDEX contained_by_parent ON contained (parent);
+    -- MinHash signatures of texts (uint32), NULL for those too short to compare, and verified pairs, first < second.
+    CREATE TABLE signatures (
+        document_id INTEGER PRIMARY KEY REFERENCES documents (id) ON DELETE CASCADE,
+        version INTEGER NOT NULL,
+        slots BLOB
+    );
+    CREATE TABLE near_copies (
+        first INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+        second INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+        similarity REAL NOT NULL,
+        PRIMARY KEY (first, second)
+    ) WITHOUT ROWID;
+    CREATE INDEX near_copies_by_second ON near_copies (second);
+    """,
 )
 
 VERSION = len(STEPS)

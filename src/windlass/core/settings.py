@@ -56,6 +56,11 @@ class ModelSettings:
     encoder: str = _setting(
         "all-minilm-l6-v2", "Model that embeds passages and questions: a name or a local safetensors folder."
     )
+    encoder_precision: str = _setting(
+        "int8",
+        "How passages are embedded: `int8` is twice as fast, `float32` exact. Changing it makes all vectors again.",
+        choices=("int8", "float32"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,12 @@ class ServerSettings:
     max_tokens: int = _setting(1024, "Tokens that one request may have generated, at most.", least=1, most=1_000_000)
     max_waiting: int = _setting(
         64, "Requests that may wait; one more gets 429 and `Retry-After`.", least=1, most=100_000
+    )
+    kv_cache_mb: int = _setting(
+        512,
+        "Memory in MB for keys and values of running and remembered requests; one whole context at the least.",
+        least=1,
+        most=1_000_000,
     )
 
 

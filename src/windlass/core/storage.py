@@ -18,7 +18,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -88,6 +88,15 @@ def write_atomic(path: Path, data: bytes, *, disk: Disk = LOCAL_DISK) -> None:
         StorageError: `path` holds what it held before or, when only its folder could not be synced, `data`; it is
             not known to be durable.
     """
+    write_atomic_parts(path, (data,), disk=disk)
+
+
+def write_atomic_parts(path: Path, parts: Iterable[bytes], *, disk: Disk = LOCAL_DISK) -> None:
+    """`write_atomic` for what is larger than memory: the parts are taken and written one after the other.
+
+    Raises:
+        StorageError: As `write_atomic`. Whatever `parts` raises leaves `path` as it was.
+    """
     # The process in the name lets `remove_leftovers` tell a dead writer's file from one that is being written.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
     _being_written.add(temporary)
@@ -95,7 +104,8 @@ def write_atomic(path: Path, data: bytes, *, disk: Disk = LOCAL_DISK) -> None:
         with writing(path):
             try:
                 with disk.create(temporary) as file:
-                    file.write(data)
+                    for part in parts:
+                        file.write(part)
                     file.flush()
                     disk.fsync(file)
                 disk.rename(temporary, path)
@@ -124,6 +134,24 @@ def make_folder(path: Path, *, disk: Disk = LOCAL_DISK) -> None:
                 disk.make_folder(path)
         disk.fsync_folder(path)  # fails when a file stands there
         disk.fsync_folder(path.parent)
+
+
+def move_file(source: Path, target: Path, *, disk: Disk = LOCAL_DISK) -> None:
+    """Move a file; durable when this returns. To another disk it is copied first, and the source removed last.
+
+    Raises:
+        StorageError: It could not be moved; at every moment one of the two names holds it whole.
+    """
+    with writing(target):
+        try:
+            disk.rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            write_atomic(target, disk.read(source), disk=disk)
+            disk.remove(source)
+        disk.fsync_folder(target.parent)
+        disk.fsync_folder(source.parent)
 
 
 def write_manifest(path: Path, format_version: int, content: dict[str, Any], *, disk: Disk = LOCAL_DISK) -> None:
@@ -232,6 +260,53 @@ class ObjectStore:
             return False
 
 
+class LineLog:
+    """A file that grows by whole lines, each of them durable when `add` returns.
+
+    A crash can leave a line that was not acknowledged, whole or cut; a cut one is taken off when the log is opened.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "answers.jsonl"
+        >>> with LineLog(path) as log:
+        ...     log.add(b"{}")
+        >>> path.read_bytes()
+        b'{}\\n'
+    """
+
+    def __init__(self, path: Path, *, disk: Disk = LOCAL_DISK) -> None:
+        self._path, self._disk = path, disk
+        with writing(path):
+            is_new = not path.exists()
+            self._file = open(path, "ab+", buffering=0)
+            _cut_torn_line(self._file)
+            disk.fsync(self._file)
+            if is_new:
+                disk.fsync_folder(path.parent)
+
+    def add(self, line: bytes) -> None:
+        """Append one line, given without its end.
+
+        Raises:
+            StorageError: It is not known to be durable; nothing more should be added.
+        """
+        with writing(self._path):
+            data = line + b"\n"
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._disk.fsync(self._file)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> LineLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def remove_leftovers(folder: Path, *, disk: Disk = LOCAL_DISK) -> int:
     """Delete temporary files of writers that died; returns how many.
 
@@ -248,6 +323,18 @@ def remove_leftovers(folder: Path, *, disk: Disk = LOCAL_DISK) -> int:
 def free_bytes(folder: Path) -> int:
     """Bytes a normal user may still write to the disk that holds `folder`."""
     return shutil.disk_usage(folder).free
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65_536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        end = start + newline + 1
+        if newline >= 0:
+            break
+    file.truncate(end)
 
 
 def _is_abandoned(path: Path) -> bool:

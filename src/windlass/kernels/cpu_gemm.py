@@ -100,15 +100,15 @@ def coarsen(arena: Any, at: int, tiles: int, blocks: int, out: Any, out_at: int)
                 # The extreme gets code 0, which stands for -8: sixteen steps with none wasted.
                 extreme = 0
                 for i in range(32):
-                    code = np.int64(np.int8(arena[source + 64 * (i // 4) + 4 * lane + i % 4]))
+                    code = int(np.int8(arena[source + 64 * (i // 4) + 4 * lane + i % 4]))
                     if abs(code) > abs(extreme):
                         extreme = code
                 step = extreme / -8.0
                 inverse = 1.0 / step if extreme != 0 else 0.0
                 for i in range(16):
                     place = 64 * (i // 4) + 4 * lane + i % 4
-                    low = np.int64(np.int8(arena[source + place])) * inverse
-                    high = np.int64(np.int8(arena[source + 256 + place])) * inverse
+                    low = int(np.int8(arena[source + place])) * inverse
+                    high = int(np.int8(arena[source + 256 + place])) * inverse
                     out[target + place] = min(int(low + 8.5), 15) | (min(int(high + 8.5), 15) << 4)
                 scale = half_to_float(arena[source + 512 + 2 * lane], arena[source + 513 + 2 * lane])
                 store_one_half(out, target + 256 + 2 * lane, np.float32(scale * step))

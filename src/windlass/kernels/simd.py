@@ -168,6 +168,29 @@ load_half = intrinsic(_loader(Floats, _HALVES, lambda builder, value: builder.fp
 """`LANES` half-precision numbers as float32. The index counts elements of the array (bytes of a uint8 array)."""
 repeat = intrinsic(_loader(Floats, _F32, lambda builder, value: _splat(builder, value, _FLOATS)))
 """One number of a float32 array in every lane; unlike `splat(array[i])`, the index cannot count from the end."""
+_STORED = {types.float32: _F32, types.uint16: _HALF, types.int8: _I8}
+
+
+def _number(builder: Any, value: Any, kind: ir.Type) -> Any:
+    if isinstance(getattr(value.type, "element", value.type), ir.IntType):
+        return builder.sitofp(value, kind)
+    return value if value.type == kind else builder.fpext(value, kind)
+
+
+@intrinsic
+def load_number(typing: Any, array: Any, index: Any) -> Any:
+    """`LANES` numbers of a float32, uint16 (the bits of half precision) or int8 array, as float32."""
+    stored = ir.VectorType(_STORED[array.dtype], LANES)
+    return _loader(Floats, stored, lambda builder, value: _number(builder, value, _FLOATS))(typing, array, index)
+
+
+@intrinsic
+def number_at(typing: Any, array: Any, index: Any) -> Any:
+    """One number of a float32, uint16 (the bits of half precision) or int8 array, as float32."""
+    stored = _STORED[array.dtype]
+    return _loader(types.float32, stored, lambda builder, value: _number(builder, value, _F32))(typing, array, index)
+
+
 broadcast4 = intrinsic(
     _loader(Bytes, _I32, lambda builder, value: builder.bitcast(_splat(builder, value, _INTS), _BYTES))
 )
@@ -467,6 +490,16 @@ def fold_signed(typing: Any, acc: Any, x_sum: Any) -> Any:
         return total
 
     return Floats(Ints, Floats), codegen
+
+
+@intrinsic
+def popcount(typing: Any, word: Any) -> Any:
+    """How many bits of a uint64 are set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _call(builder, "llvm.ctpop.i64", _I64, arguments)
+
+    return types.int64(types.uint64), codegen
 
 
 @intrinsic

@@ -21,6 +21,8 @@ from windlass.lake.readers.delimited import find_delimiter
 if TYPE_CHECKING:
     import pyarrow
 
+    from windlass.lake.hashing import Cells
+
 _SAMPLE_CHARACTERS = 64 << 10
 
 
@@ -47,14 +49,42 @@ def table_data(kind: str, text: str, columns: Sequence[Column], rows: int) -> py
     if len(records) == rows + 1:
         records = records[1:]  # the header
     if len(records) != rows:
-        raise ReadError(
-            f"{len(records):,} of {rows:,} rows are kept of this table", reason="too-large", hint="ask the file itself"
-        )
+        raise _too_long(len(records), rows)
     arrays = []
     for place, column in enumerate(columns):
         cells = [record[place] if place < len(record) else "" for record in records]
         arrays.append(_typed(column.type, [None if cell.strip() in NULL_WORDS else cell.strip() for cell in cells]))
     return pyarrow.table(arrays, names=[column.name for column in columns])
+
+
+def table_cells(kind: str, text: str, columns: Sequence[Column], rows: int) -> Cells:
+    """The whole table as cells to be hashed.
+
+    Args:
+        kind, text, columns, rows: As for `table_data`.
+
+    Raises:
+        ReadError: As `table_data`.
+    """
+    from windlass.lake.hashing import delimited_cells, record_cells
+
+    names = [column.name for column in columns]
+    cells = None
+    if kind in ("csv", "tsv"):
+        delimiter = find_delimiter(text[:_SAMPLE_CHARACTERS], kind)
+        cells = delimited_cells(text.encode("utf-8", "replace"), 0, delimiter, names)
+    if cells is None:
+        cells = record_cells(_records(kind, text, names), names)
+    if cells.rows == rows + 1:
+        cells = cells.without_first()  # the header
+    if cells.rows != rows:
+        raise _too_long(cells.rows, rows)
+    return cells
+
+
+def _too_long(kept: int, rows: int) -> ReadError:
+    what = f"{kept:,} of {rows:,} rows are kept of this table"
+    return ReadError(what, reason="too-large", hint="ask the file itself")
 
 
 def _records(kind: str, text: str, names: Sequence[str]) -> list[list[str]]:

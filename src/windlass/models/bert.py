@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from windlass.core.errors import ModelError
+from windlass.kernels.gelu import TAIL
 
 _SIZES = {
     "hidden_size": "hidden_size",
@@ -29,21 +30,6 @@ _GELU_ELEMENTS = 32_768
 _SCORE_ELEMENTS = 98_304
 # exp() of a float32 neither overflows nor vanishes inside these bounds, also after a sum over a sequence.
 _SAFE_EXPONENT = 80.0
-
-# Normal tail: erfc(t / sqrt 2) = 1 / (1 + c1 t + ... + c5 t^5)^32 for t >= 0, coefficients fitted so that t/2
-# times the error is at most 1.5e-7 over all t. Each is scaled by 2^(1/32): the power then is twice as large,
-# which is the 1/2 of gelu(x) = x/2 (1 + erf(x / sqrt 2)).
-_TAIL = np.array(
-    [
-        1.986556077097581e-05,
-        -8.002947616673385e-05,
-        1.390520582077196e-03,
-        1.0258348587492961e-02,
-        2.4933496220367293e-02,
-        1.0,
-    ]
-) * 2.0 ** (1 / 32)
-_TAIL_COEFFICIENTS = tuple(np.float32(value) for value in _TAIL)
 
 
 @dataclass(frozen=True)
@@ -87,8 +73,14 @@ class BertConfig:
         return cls(norm_eps=float(fields.get("layer_norm_eps", 1e-12)), **sizes)
 
 
+def rounds_to_bytes(config: BertConfig) -> bool:
+    """Whether `cpu_bert` can run a model of these sizes: whole panels of rows and whole registers of channels."""
+    head = config.hidden_size // config.heads
+    return config.hidden_size % 32 == 0 and config.intermediate_size % 32 == 0 and head % 16 == 0
+
+
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One block's weights as [in, out] matrices. What can be folded away is (see `_layer`)."""
 
     qkv: np.ndarray
@@ -142,8 +134,20 @@ class Bert:
         positions = take("embeddings.position_embeddings.weight", config.positions, hidden)
         # A single segment is all an encoder sees, so its type embedding is part of every position.
         self._positions = positions + take("embeddings.token_type_embeddings.weight", None, hidden)[0]
-        self._norm = take.norm("embeddings.LayerNorm", hidden)
-        self._layers = [_layer(take, f"encoder.layer.{number}", config) for number in range(config.layers)]
+        self.embedding_norm = take.norm("embeddings.LayerNorm", hidden)
+        self.layers = [_layer(take, f"encoder.layer.{number}", config) for number in range(config.layers)]
+
+    def memory(self, tokens: int) -> Scratch:
+        """For batches of up to `tokens` tokens."""
+        return Scratch(self.config, tokens)
+
+    def embed(self, ids: np.ndarray, lengths: np.ndarray, words: np.ndarray, positions: np.ndarray) -> None:
+        """Fill `words` and `positions`, float32 [total, hidden_size], whose sum is the first layer's input before its
+        norm. The other arguments are those of `forward`.
+        """
+        np.take(self._words, ids, axis=0, out=words, mode="clip")
+        starts = np.cumsum(lengths) - lengths
+        np.take(self._positions, np.arange(len(ids)) - np.repeat(starts, lengths), axis=0, out=positions, mode="clip")
 
     def forward(
         self, ids: np.ndarray, lengths: np.ndarray, scratch: Scratch, attention: np.ndarray | None = None
@@ -164,13 +168,11 @@ class Bert:
         total = len(ids)
         hidden = scratch.hidden[:total]
         update = scratch.update[:total]
-        np.take(self._words, ids, axis=0, out=hidden, mode="clip")
-        starts = np.cumsum(lengths) - lengths
-        np.take(self._positions, np.arange(total) - np.repeat(starts, lengths), axis=0, out=update, mode="clip")
+        self.embed(ids, lengths, hidden, update)
         hidden += update
-        _normalise(hidden, self._norm, self.config.norm_eps)
-        for number, layer in enumerate(self._layers):
-            last = number == len(self._layers) - 1
+        _normalise(hidden, self.embedding_norm, self.config.norm_eps)
+        for number, layer in enumerate(self.layers):
+            last = number == len(self.layers) - 1
             context = self._attend(layer, hidden, lengths, scratch, attention if last else None)
             np.matmul(context, layer.output, out=update)
             _add_and_normalise(hidden, update, layer.output_bias, layer.attention_norm, self.config.norm_eps)
@@ -183,7 +185,7 @@ class Bert:
 
     def _attend(
         self,
-        layer: _Layer,
+        layer: Layer,
         hidden: np.ndarray,
         lengths: np.ndarray,
         scratch: Scratch,
@@ -236,7 +238,7 @@ class _Taker:
         return self(f"{name}.weight", size), self(f"{name}.bias", size)
 
 
-def _layer(take: _Taker, name: str, config: BertConfig) -> _Layer:
+def _layer(take: _Taker, name: str, config: BertConfig) -> Layer:
     """Three things are done once here instead of for each token.
 
     The 1/sqrt(head size) of the scores goes into the queries. The key bias adds the same to all scores of a
@@ -251,7 +253,7 @@ def _layer(take: _Taker, name: str, config: BertConfig) -> _Layer:
     scale = np.float32((size // config.heads) ** -0.5)
     inner_weight, inner_bias = take.linear(f"{name}.intermediate.dense", size, inner)
     outer_weight, outer_bias = take.linear(f"{name}.output.dense", inner, size)
-    return _Layer(
+    return Layer(
         qkv=np.concatenate([query * scale, key, value]).T,
         query_bias=query_bias * scale,
         output=output.T,
@@ -328,11 +330,7 @@ def _add_and_normalise(
 
 
 def _bias_gelu(rows: np.ndarray, bias: np.ndarray, scratch: Scratch) -> None:
-    """rows = gelu(rows + bias), in place; the exact (erf) form, off by at most 2e-6 in float32.
-
-    gelu(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, and the tail is one over a polynomial to the 32nd power:
-    five squarings and a division, no call of exp.
-    """
+    """rows = gelu(rows + bias), in place; the steps of `kernels.gelu`, off by at most 2e-6."""
     step = max(1, _GELU_ELEMENTS // rows.shape[1])
     with np.errstate(over="ignore"):  # a far tail: the power is infinite, the quotient zero, as it should be
         for start in range(0, len(rows), step):
@@ -340,11 +338,11 @@ def _bias_gelu(rows: np.ndarray, bias: np.ndarray, scratch: Scratch) -> None:
             block += bias
             flat = block.reshape(-1)
             absolute = np.abs(flat, out=scratch.absolute[: flat.size])
-            power = np.multiply(absolute, _TAIL_COEFFICIENTS[0], out=scratch.tail[: flat.size])
-            for coefficient in _TAIL_COEFFICIENTS[1:-1]:
+            power = np.multiply(absolute, TAIL[0], out=scratch.tail[: flat.size])
+            for coefficient in TAIL[1:-1]:
                 power += coefficient
                 power *= absolute
-            power += _TAIL_COEFFICIENTS[-1]
+            power += TAIL[-1]
             for _ in range(5):
                 np.square(power, out=power)
             absolute /= power

@@ -1,8 +1,8 @@
 """What a decoder looks like: sizes, rotary settings, normalisation, experts; read from config.json or GGUF
 metadata.
 
-Architectures known here: Llama (SmolLM2 included), Mistral, Qwen2, Qwen3. The fields for experts are defined
-and read, so that a file with experts is named as such; the decoder refuses what it cannot run.
+Architectures known here: Llama (SmolLM2 included), Mistral, Qwen2, Qwen3, and with experts Mixtral, OLMoE,
+Qwen2-MoE and Qwen3-MoE.
 """
 
 from __future__ import annotations
@@ -11,32 +11,48 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from windlass.core.errors import ModelError
+from windlass.core.errors import ModelError, UnsupportedArchitecture
 
-RUNNABLE = ("llama", "mistral", "qwen2", "qwen3")
-KNOWN = (*RUNNABLE, "mixtral", "olmoe", "qwen2_moe")
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 LARGEST_COUNT = 1 << 24
 """No dimension of a decoder is larger; a header that claims more is damaged or hostile."""
 
-HF_MODEL_TYPES = {name: name for name in KNOWN}
+LARGEST_DEPTH = 1 << 14
 GGUF_ARCHITECTURES = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
     "olmoe": "olmoe",
 }
+QK_NORM: Mapping[str, Literal["head", "full"]] = {"qwen3": "head", "qwen3_moe": "head", "olmoe": "full"}
 
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """A mixture of experts in place of the feed-forward layer."""
+    """A mixture of experts in place of the feed-forward layer.
+
+    `n_active` of `n_experts` are chosen for each token, each with `expert_size` inner channels; `shared_size` is
+    that of the expert every token passes (0: none). `normalise` makes the weights of the chosen ones sum to one.
+    `dense_layers` have an ordinary feed-forward layer instead.
+    """
 
     n_experts: int
     n_active: int
     expert_size: int
     shared_size: int
     normalise: bool
+    dense_layers: tuple[int, ...] = ()
+
+    def check(self, where: str) -> None:
+        for name, value in (("n_experts", self.n_experts), ("expert_size", self.expert_size)):
+            if not 0 < value <= LARGEST_COUNT:
+                raise ModelError(f"{where}: {name} is {value}, expected 1 to {LARGEST_COUNT}")
+        if not 0 < self.n_active <= self.n_experts:
+            raise ModelError(f"{where}: {self.n_active} of {self.n_experts} experts cannot be active")
+        if not 0 <= self.shared_size <= LARGEST_COUNT:
+            raise ModelError(f"{where}: the shared expert's size is {self.shared_size}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,8 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     sliding_from: int = 0
+    output_bias: bool = False
+    mlp_bias: bool = False
 
     def check(self, where: str) -> ModelConfig:
         """Return self when the sizes make sense together; raise `ModelError` naming `where` and the field if
@@ -81,6 +99,8 @@ class ModelConfig:
             is_count = field.type == "int" and field.name != "sliding_from"
             if is_count and not 0 < value <= LARGEST_COUNT:
                 raise ModelError(f"{where}: {field.name} is {value}, expected 1 to {LARGEST_COUNT}")
+        if self.n_layers > LARGEST_DEPTH:
+            raise ModelError(f"{where}: n_layers is {self.n_layers}, expected 1 to {LARGEST_DEPTH}")
         if self.n_heads % self.n_kv_heads:
             raise ModelError(f"{where}: {self.n_heads} heads cannot share {self.n_kv_heads} key heads evenly")
         if self.head_dim % 2:
@@ -89,18 +109,24 @@ class ModelConfig:
             raise ModelError(f"{where}: rope_theta {self.rope_theta} and norm_eps {self.norm_eps} are out of range")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ModelError(f"{where}: sliding_window is {self.sliding_window}, expected at least 1")
+        if self.moe is not None:
+            self.moe.check(where)
         return self
 
+    def window_of(self, layer: int) -> int | None:
+        """How many newest keys a token sees in `layer`; None: all."""
+        return self.sliding_window if layer >= self.sliding_from else None
 
-def require_runnable(config: ModelConfig, where: str) -> None:
-    """Raise `ModelError` when the decoder has no code for this architecture."""
-    if config.moe is not None or config.arch not in RUNNABLE:
-        kind = f"{config.arch} with experts" if config.moe is not None else config.arch
-        raise ModelError(f"{where}: architecture {kind} cannot be run yet", hint=f"runnable are {', '.join(RUNNABLE)}")
+    def has_experts(self, layer: int) -> bool:
+        return self.moe is not None and layer not in self.moe.dense_layers
 
 
 def packing_obstacle(config: ModelConfig) -> str | None:
     """Why the compiled CPU engine cannot pack this shape, or None when it can."""
+    if config.moe is not None:
+        return "it has experts"
+    if config.qk_norm == "full":
+        return "its queries and keys are normalised over all heads"
     for name, size, unit in (
         ("hidden_size", config.hidden_size, 32),
         ("intermediate_size", config.intermediate_size, 32),
@@ -138,13 +164,15 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
         ModelError: a key is missing, of a wrong type, or the architecture is unknown.
     """
     read = _Reader(values, where)
-    arch = HF_MODEL_TYPES.get(read.get("model_type", str))
-    if arch is None:
-        raise ModelError(
-            f"{where}: model_type {values['model_type']!r} is not supported",
+    arch = read.get("model_type", str)
+    if arch not in KNOWN:
+        raise UnsupportedArchitecture(
+            f"{where}: model_type {arch[:60]!r} is not supported",
             hint=f"known: {', '.join(KNOWN)}",
         )
     _refuse_other_activation(read.get("hidden_act", str, "silu"), where)
+    if values.get("clip_qkv") is not None:
+        raise ModelError(f"{where}: clip_qkv is {values['clip_qkv']!r}; clipped queries and keys are not supported")
     hidden, heads, layers = (read.get(k, int) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     rope = read.get("rope_parameters", dict, None) or read.get("rope_scaling", dict, None) or {}
     theta = _Reader(rope, where).get("rope_theta", float, None) or read.get("rope_theta", float, 10000.0)
@@ -167,14 +195,16 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
         rope_style="half",
         norm_eps=read.get("rms_norm_eps", float, 1e-6),
         tie_embeddings=read.get("tie_word_embeddings", bool, False),
-        qkv_bias=arch.startswith("qwen2") or read.get("attention_bias", bool, False),
-        qk_norm={"qwen3": "head", "olmoe": "full"}.get(arch),  # type: ignore[arg-type]
+        qkv_bias=read.get("qkv_bias", bool, arch.startswith("qwen2")) or read.get("attention_bias", bool, False),
+        qk_norm=QK_NORM.get(arch),
         sliding_window=window,
-        moe=_hf_experts(read, arch),
+        moe=_hf_experts(read, arch, layers),
         max_position=read.get("max_position_embeddings", int, 2048),
         bos_id=read.get("bos_token_id", int, None),
         eos_ids=eos_ids,
         sliding_from=window_from,
+        output_bias=read.get("attention_bias", bool, False),
+        mlp_bias=read.get("mlp_bias", bool, False),
     ).check(where)
 
 
@@ -184,12 +214,22 @@ def _refuse_other_activation(name: str, where: str) -> None:
 
 
 def _hf_window(read: _Reader, arch: str, layers: int) -> tuple[int | None, int]:
-    window = read.get("sliding_window", int, None)
-    if arch in ("qwen2", "qwen3", "qwen2_moe"):
+    """The window, and the first layer that has it."""
+    window, window_from = read.get("sliding_window", int, None), 0
+    if arch.startswith("qwen"):
         if not read.get("use_sliding_window", bool, False):
-            return None, 0
-        return window, min(read.get("max_window_layers", int, layers), layers)
-    return (window, 0) if arch in ("mistral", "mixtral") else (None, 0)
+            window = None
+        elif arch != "qwen3_moe":
+            window_from = min(read.get("max_window_layers", int, layers), layers)
+    elif arch not in ("mistral", "mixtral"):
+        window = None
+    kinds = read.get("layer_types", list, None)
+    if kinds is None and arch == "qwen2_moe" and window is not None:
+        raise ModelError(f"{read.where}: use_sliding_window is not supported for {arch}")
+    slides = [kind != "full_attention" for kind in kinds or []]
+    if kinds is not None and slides != [window is not None and layer >= window_from for layer in range(len(slides))]:
+        raise ModelError(f"{read.where}: layer_types mixes attention in a way that is not supported")
+    return window, window_from
 
 
 def _hf_rope_scaling(rope: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
@@ -212,22 +252,26 @@ def _numbers(scaling: dict[str, Any], where: str) -> Mapping[str, Any]:
     return kept
 
 
-def _hf_experts(read: _Reader, arch: str) -> MoEConfig | None:
+def _hf_experts(read: _Reader, arch: str, layers: int) -> MoEConfig | None:
     if arch == "mixtral":
         counts = (read.get("num_local_experts", int), read.get("num_experts_per_tok", int))
         return MoEConfig(*counts, read.get("intermediate_size", int), 0, True)
     if arch == "olmoe":
         counts = (read.get("num_experts", int), read.get("num_experts_per_tok", int))
         return MoEConfig(*counts, read.get("intermediate_size", int), 0, read.get("norm_topk_prob", bool, False))
-    if arch == "qwen2_moe":
-        return MoEConfig(
-            read.get("num_experts", int),
-            read.get("num_experts_per_tok", int),
-            read.get("moe_intermediate_size", int),
-            read.get("shared_expert_intermediate_size", int, 0),
-            read.get("norm_topk_prob", bool, False),
-        )
-    return None
+    if arch not in ("qwen2_moe", "qwen3_moe"):
+        return None
+    step, listed = read.get("decoder_sparse_step", int, 1), read.get("mlp_only_layers", list, [])
+    if step < 1 or not all(isinstance(layer, int) for layer in listed):
+        raise ModelError(f"{read.where}: decoder_sparse_step {step} and mlp_only_layers {listed} make no sense")
+    return MoEConfig(
+        read.get("num_experts", int, None) or read.get("num_local_experts", int),
+        read.get("num_experts_per_tok", int),
+        read.get("moe_intermediate_size", int),
+        read.get("shared_expert_intermediate_size", int, 0) if arch == "qwen2_moe" else 0,
+        read.get("norm_topk_prob", bool, False),
+        tuple(layer for layer in range(min(layers, LARGEST_DEPTH)) if layer in listed or (layer + 1) % step),
+    )
 
 
 def config_from_gguf(
@@ -242,8 +286,8 @@ def config_from_gguf(
     name = _Reader(metadata, where).get("general.architecture", str)
     arch = GGUF_ARCHITECTURES.get(name)
     if arch is None:
-        raise ModelError(
-            f"{where}: architecture {name!r} is not supported", hint=f"known: {', '.join(GGUF_ARCHITECTURES)}"
+        raise UnsupportedArchitecture(
+            f"{where}: architecture {name[:60]!r} is not supported", hint=f"known: {', '.join(GGUF_ARCHITECTURES)}"
         )
     read = _Reader(metadata, where, prefix=f"{name}.")
     if "token_embd.weight" not in tensor_shapes:
@@ -267,12 +311,14 @@ def config_from_gguf(
         norm_eps=read.get("attention.layer_norm_rms_epsilon", float, 1e-6),
         tie_embeddings="output.weight" not in tensor_shapes,
         qkv_bias="blk.0.attn_q.bias" in tensor_shapes,
-        qk_norm={"qwen3": "head", "olmoe": "full"}.get(arch),  # type: ignore[arg-type]
+        qk_norm=QK_NORM.get(arch),
         sliding_window=read.get("attention.sliding_window", int, None) or None,
-        moe=_gguf_experts(read, arch, experts),
+        moe=_gguf_experts(read, arch, experts, tensor_shapes),
         max_position=read.get("context_length", int),
         bos_id=_Reader(metadata, where).get("tokenizer.ggml.bos_token_id", int, None),
         eos_ids=_gguf_eos(metadata, where),
+        output_bias="blk.0.attn_output.bias" in tensor_shapes,
+        mlp_bias="blk.0.ffn_up.bias" in tensor_shapes,
     ).check(where)
 
 
@@ -291,12 +337,16 @@ def _gguf_rope_scaling(read: _Reader, tensor_shapes: Mapping[str, tuple[int, ...
     return _numbers(scaling, read.where)
 
 
-def _gguf_experts(read: _Reader, arch: str, experts: int) -> MoEConfig | None:
+def _gguf_experts(
+    read: _Reader, arch: str, experts: int, tensor_shapes: Mapping[str, tuple[int, ...]]
+) -> MoEConfig | None:
+    """Sizes come from the tensors where they are there: older files leave them out of the metadata."""
     if not experts:
         return None
-    size = read.get("expert_feed_forward_length", int, None) or read.get("feed_forward_length", int)
-    shared = read.get("expert_shared_feed_forward_length", int, 0)
-    return MoEConfig(experts, read.get("expert_used_count", int), size, shared, arch == "mixtral")
+    inner = tensor_shapes.get("blk.0.ffn_up_exps.weight", ())
+    size = inner[1] if len(inner) == 3 else read.get("feed_forward_length", int)
+    shared = tensor_shapes.get("blk.0.ffn_up_shexp.weight", (0,))[0]
+    return MoEConfig(experts, read.get("expert_used_count", int), size, shared, arch in ("mixtral", "qwen3_moe"))
 
 
 def _gguf_eos(metadata: Mapping[str, Any], where: str) -> tuple[int, ...]:

@@ -14,15 +14,22 @@ from windlass.kernels.meeting import meet
 from windlass.kernels.simd import LANES, load_float, store_float
 from windlass.models.cpu_tables import (
     ATTEND_CALL,
+    BATCH,
     FEW,
+    FEW_CALL,
     HEAD_DIM,
     HEADS,
     INTERLEAVED,
     K_NORM,
     KEY_HEADS,
+    KEYS_CALL,
+    MANY_CALL,
+    MERGE_CALL,
     PAGE_TOKENS,
     Q_NORM,
+    SCRATCH,
     TURN_CALL,
+    WEIGHTS,
     WINDOW,
     Batch,
     Scratch,
@@ -53,6 +60,7 @@ def _turn(
 
 _F32 = types.Array(types.float32, 1, "C")
 _INT, _FLOAT, _FLAG = types.int64, types.float64, types.boolean
+_U16 = types.Array(types.uint16, 1, "C")
 TURN = Compiled(
     _turn,
     types.void(_F32, _INT, _INT, _INT, _INT, _F32, _FLOAT, types.float32, _F32, _F32, _INT, _FLAG, _F32, _F32),
@@ -77,6 +85,10 @@ def _store_keys(
     key_at = (((page * w.extras.shape[0] + layer) * 2 * key_heads + head) * page_tokens + row) * size
     remember(s.normed[thread], 0, size, data, key_at)
     remember(s.qkv, base + (heads + key_heads + head) * size, size, data, key_at + key_heads * page_tokens * size)
+
+
+STORE_KEYS = Compiled(_store_keys, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH, _INT))
+call_store_keys = caller(STORE_KEYS.signature)
 
 
 @compiled
@@ -126,12 +138,13 @@ def _first_chunk(token: int, layer: int, w: Weights, batch: Batch) -> int:
 
 @pasted
 def _chunks_end(token: int, batch: Batch) -> int:
-    return (batch.visible[token] + CHUNK - 1) // CHUNK
+    end: int = (batch.visible[token] + CHUNK - 1) // CHUNK
+    return end
 
 
 @compiled
-def attention_of_few(thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch) -> None:
-    """Cells of the contexts of a few tokens, a chunk and key head each, split evenly; `merge_parts` joins them."""
+def _attention_of_few(thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch) -> None:
+    """Cells of the contexts of a few tokens, a chunk and key head each, split evenly; `_merge_parts` joins them."""
     key_heads = w.sizes[KEY_HEADS]
     unit, cells = w.sizes[HEADS] // key_heads * (w.sizes[HEAD_DIM] + 2), 0
     for token in range(batch.ids.shape[0]):
@@ -140,7 +153,7 @@ def attention_of_few(thread: int, threads: int, layer: int, w: Weights, batch: B
     if batch.ids.shape[0] == 1 and low < high:
         # Every thread stores the same bytes, so that none waits for the other.
         for head in range(key_heads):
-            _store_keys(0, head, layer, w, batch, data, s, thread)
+            call_store_keys(w.calls[KEYS_CALL], (0, head, layer, w, batch, data, s, thread))
     queries, cell = s.own_queries[thread], 0
     for token in range(batch.ids.shape[0]):
         turned = -1
@@ -155,8 +168,12 @@ def attention_of_few(thread: int, threads: int, layer: int, w: Weights, batch: B
             cell += key_heads
 
 
+ATTEND_FEW = Compiled(_attention_of_few, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH))
+call_attend_few = caller(ATTEND_FEW.signature)
+
+
 @compiled
-def merge_parts(token: int, layer: int, w: Weights, batch: Batch, s: Scratch, thread: int, out: Any) -> None:
+def _merge_parts(token: int, layer: int, w: Weights, batch: Batch, s: Scratch, thread: int, out: Any) -> None:
     """The mixed values of one of a few tokens, to the beginning of `out`."""
     key_heads, size = w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
     group = w.sizes[HEADS] // key_heads
@@ -170,6 +187,10 @@ def merge_parts(token: int, layer: int, w: Weights, batch: Batch, s: Scratch, th
         for chunk in range(1, chunks):
             merge(pair, 0, s.parts, at + chunk * key_heads * unit, group, size)
         finish(pair, 0, group, size, out, head * group * size)
+
+
+MERGE_PARTS = Compiled(_merge_parts, types.void(_INT, _INT, WEIGHTS, BATCH, SCRATCH, _INT, _F32))
+call_merge_parts = caller(MERGE_PARTS.signature)
 
 
 @compiled
@@ -196,6 +217,10 @@ def _attention_of_many(thread: int, threads: int, layer: int, w: Weights, batch:
                         finish(state, head * unit, group, size, s.mixed, token * mixed + head * group * size)
 
 
+ATTEND_MANY = Compiled(_attention_of_many, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH))
+call_attend_many = caller(ATTEND_MANY.signature)
+
+
 @compiled
 def attention(
     thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch
@@ -204,12 +229,13 @@ def attention(
     tokens, mixed = batch.ids.shape[0], w.sizes[HEADS] * w.sizes[HEAD_DIM]
     for token in range(thread, tokens, threads):
         for head in range(w.sizes[KEY_HEADS]):
-            _store_keys(token, head, layer, w, batch, data, s, thread)
+            call_store_keys(w.calls[KEYS_CALL], (token, head, layer, w, batch, data, s, thread))
     meet(barrier, threads)
     if tokens > FEW:
-        _attention_of_many(thread, threads, layer, w, batch, data, s)
+        call_attend_many(w.calls[MANY_CALL], (thread, threads, layer, w, batch, data, s))
         return
-    attention_of_few(thread, threads, layer, w, batch, data, s)
+    call_attend_few(w.calls[FEW_CALL], (thread, threads, layer, w, batch, data, s))
     meet(barrier, threads)
     for token in range(thread, tokens, threads):
-        merge_parts(token, layer, w, batch, s, thread, s.mixed[token * mixed : (token + 1) * mixed])
+        out = s.mixed[token * mixed : (token + 1) * mixed]
+        call_merge_parts(w.calls[MERGE_CALL], (token, layer, w, batch, s, thread, out))

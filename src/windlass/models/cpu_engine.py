@@ -19,7 +19,7 @@ from windlass.core.errors import ModelError, UsageError
 from windlass.kernels.cpu_attention import CHUNK
 from windlass.models import cpu_step, cpu_tables
 from windlass.models.block_formats import Floats
-from windlass.models.config import packing_obstacle, require_runnable
+from windlass.models.config import packing_obstacle
 from windlass.models.cpu_packing import pack
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
@@ -50,7 +50,6 @@ class CpuEngine:
 
     def __init__(self, source: WeightSource, *, threads: int | None = None) -> None:
         self.config = source.config
-        require_runnable(self.config, str(source.path))
         reason = packing_obstacle(self.config)
         if reason is not None:
             raise ModelError(f"{source.path}: the compiled engine cannot run this model: {reason}")

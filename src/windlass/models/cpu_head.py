@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import types
 
-from windlass.kernels.compiled import compiled
+from windlass.kernels.compiled import Compiled, caller, compiled
 from windlass.kernels.cpu_attention import normalize
 from windlass.kernels.cpu_gemm import call_tile_product, call_vector_product, quantize_token
 from windlass.kernels.meeting import meet
 from windlass.models.cpu_linear import call_project, tile_bytes
 from windlass.models.cpu_tables import (
+    BATCH,
     BLOCKS,
     BYTE,
     CANDIDATES,
@@ -23,9 +25,11 @@ from windlass.models.cpu_tables import (
     LARGEST_BLOCKS,
     PROJECT_CALL,
     ROWS,
+    SCRATCH,
     TILE_CALL,
     TOKEN_GROUP,
     VECTOR_CALL,
+    WEIGHTS,
     Batch,
     Scratch,
     Weights,
@@ -34,7 +38,7 @@ from windlass.models.cpu_tables import (
 
 
 @compiled
-def head(
+def _head(
     thread: int, threads: int, barrier: Any, w: Weights, batch: Batch, s: Scratch, logits: Any, best: Any, chosen: Any
 ) -> None:
     """Logits of `batch.wanted` tokens, or, when `logits` is empty, the best row of each in `best` and `chosen`.
@@ -143,3 +147,8 @@ def _settle(
         token, logit = 16 * tile + lane, sums[lane]
         if logit > best[place] or (logit == best[place] and token < chosen[place]):
             best[place], chosen[place] = logit, token
+
+
+_F32, _I64, _INT = types.Array(types.float32, 1, "C"), types.Array(types.int64, 1, "C"), types.int64
+FIND_HEAD = Compiled(_head, types.void(_INT, _INT, _I64, WEIGHTS, BATCH, SCRATCH, _F32, _F32, _I64))
+call_head = caller(FIND_HEAD.signature)

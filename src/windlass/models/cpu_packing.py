@@ -119,16 +119,17 @@ class _Packer:
     def _pack(self, name: str, entry: NDArray[np.int64]) -> None:
         stored = self.source.meta(name).format
         kind, at, rows, blocks, _ = (int(number) for number in entry)
-        if stored in PERMUTED:
-            size = BY_NAME[stored].nbytes
-            head = 4 if stored == "q4_1" else 2
-            if cpu_gemm.pack_blocks(self.source.raw(name), rows, blocks, size, head, self.arena, at):
+        size, head = (BY_NAME[stored].nbytes, 4 if stored == "q4_1" else 2) if stored in PERMUTED else (0, 0)
+        raw = self.source.raw(name) if stored in PERMUTED else np.zeros(0, np.uint8)
+        # A folder that windlass saved may hold the codes and scales of such a format apart.
+        if stored in PERMUTED and len(raw) == rows * blocks * size:
+            if cpu_gemm.pack_blocks(raw, rows, blocks, size, head, self.arena, at):
                 raise self._not_finite(name)
         else:
             self._pack_codes(name, stored, kind, at)
 
     def _pack_codes(self, name: str, stored: str, kind: int, at: int) -> None:
-        quantized = self.source.quantized(name) if stored in ("q5_0", "q4_k") else None
+        quantized = self.source.quantized(name) if stored in ("q5_0", "q8_0", "q4_k") else None
         if quantized is None:
             weights = self.source.tensor(name)
             if not np.isfinite(weights.sum(dtype=np.float64)):

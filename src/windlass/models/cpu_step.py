@@ -11,14 +11,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
-from windlass.kernels.compiled import compiled
+from windlass.kernels.compiled import Compiled, caller, compiled
 from windlass.kernels.cpu_attention import ATTEND
 from windlass.kernels.cpu_gemm import TILE_PRODUCT, VECTOR_PRODUCT, unpack_row
 from windlass.kernels.meeting import meet
-from windlass.models.cpu_context import TURN, attention, attention_of_few, merge_parts
-from windlass.models.cpu_head import head
+from windlass.models.cpu_context import (
+    ATTEND_FEW,
+    ATTEND_MANY,
+    MERGE_PARTS,
+    STORE_KEYS,
+    TURN,
+    attention,
+    call_attend_few,
+    call_merge_parts,
+)
+from windlass.models.cpu_head import FIND_HEAD, call_head
 from windlass.models.cpu_linear import (
     PROJECT,
     PROJECT_GATED,
@@ -29,12 +39,15 @@ from windlass.models.cpu_linear import (
 )
 from windlass.models.cpu_tables import (
     ATTN_NORM,
+    BATCH,
     BYTE,
     DOWN,
     EMBEDDING,
+    FEW_CALL,
     FFN_NORM,
     GATE,
     GATED_CALL,
+    HEAD_CALL,
     HEAD_DIM,
     HEADS,
     HIDDEN,
@@ -42,13 +55,17 @@ from windlass.models.cpu_tables import (
     KEY_HEADS,
     KIND,
     LARGEST_BLOCKS,
+    LAYER_CALL,
+    MERGE_CALL,
     OUTPUT,
     PROJECT_CALL,
     QUANTIZE_CALL,
     QUERY,
     ROWS,
+    SCRATCH,
     UP,
     VALUE,
+    WEIGHTS,
     Batch,
     Scratch,
     Weights,
@@ -58,7 +75,10 @@ from windlass.models.cpu_tables import (
 
 def kernel_addresses() -> NDArray[np.int64]:
     """What `Weights.calls` holds: the machine code of the kernels, compiled or read from disk now."""
-    kernels = (TILE_PRODUCT, VECTOR_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, TURN)
+    kernels = (
+        TILE_PRODUCT, VECTOR_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, TURN, STORE_KEYS, ATTEND_FEW,
+        MERGE_PARTS, ATTEND_MANY, FIND_HEAD, LAYER,
+    )  # fmt: skip
     return np.array([kernel.address() for kernel in kernels], np.int64)
 
 
@@ -108,9 +128,9 @@ def _layer(
     _linear_qkv(thread, threads, tokens, plan, w, s, x_at)
     meet(barrier, threads)
     if tokens == 1:
-        attention_of_few(thread, threads, layer, w, batch, data, s)
+        call_attend_few(w.calls[FEW_CALL], (thread, threads, layer, w, batch, data, s))
         meet(barrier, threads)
-        merge_parts(0, layer, w, batch, s, thread, normed)
+        call_merge_parts(w.calls[MERGE_CALL], (0, layer, w, batch, s, thread, normed))
         arguments = (0, 1, 1, normed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at)
         call_quantize(w.calls[QUANTIZE_CALL], arguments)
     else:
@@ -142,6 +162,12 @@ def _layer(
     meet(barrier, threads)
 
 
+_INT, _I64 = types.int64, types.Array(types.int64, 1, "C")
+_U16 = types.Array(types.uint16, 1, "C")
+LAYER = Compiled(_layer, types.void(_INT, _INT, _I64, _INT, WEIGHTS, BATCH, _U16, SCRATCH, _INT))
+call_layer = caller(LAYER.signature)
+
+
 @compiled
 def forward(
     thread: int,
@@ -168,7 +194,8 @@ def forward(
         unpack_row(w.arena, embedding[BYTE], embedding[KIND], hidden, batch.ids[token], s.x, token * hidden)
     meet(barrier, threads)
     for layer in range(layers):
-        _layer(thread, threads, barrier, layer, w, batch, data, s, mine if tokens == 1 else 0)
+        arguments = (thread, threads, barrier, layer, w, batch, data, s, mine if tokens == 1 else 0)
+        call_layer(w.calls[LAYER_CALL], arguments)
     if batch.wanted.shape[0] > 0:
-        head(thread, threads, barrier, w, batch, s, logits, best, chosen)
+        call_head(w.calls[HEAD_CALL], (thread, threads, barrier, w, batch, s, logits, best, chosen))
         meet(barrier, threads)

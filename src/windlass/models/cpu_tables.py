@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from numba import types
+
 from windlass.kernels.compiled import pasted
 
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
@@ -17,6 +19,7 @@ ATTN_NORM, FFN_NORM, Q_NORM, K_NORM, WINDOW = range(5)
 HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOCKS, PAGE_TOKENS = range(9)
 """Entries of `sizes`."""
 TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, TURN_CALL = range(7)
+KEYS_CALL, FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL = range(7, 13)
 """Entries of `Weights.calls`: addresses of compiled functions."""
 TOKEN_GROUP = 64
 """Tokens that share one pass over a weight tile; their sums stay in the first-level cache."""
@@ -84,6 +87,24 @@ class Scratch(NamedTuple):
     pair: Any
     ranked: Any
     candidates: Any
+
+
+def _arrays(kind: Any, dimensions: int = 1) -> Any:
+    return types.Array(kind, dimensions, "C")
+
+
+_I64, _F32 = _arrays(types.int64), _arrays(types.float32)
+_I64_ROWS, _F32_ROWS = _arrays(types.int64, 2), _arrays(types.float32, 2)
+WEIGHTS = types.NamedTuple(
+    [_arrays(types.uint8), _F32, _arrays(types.int64, 3), _I64_ROWS, _I64, types.float64, _F32, _F32, _I64], Weights
+)
+BATCH = types.NamedTuple([_I64] * len(Batch._fields), Batch)
+_OF_SCRATCH = {"xq": _arrays(types.int8), "candidates": _I64_ROWS}
+_FLAT = ("x", "qkv", "mixed", "inner", "dx", "xsum", "parts", "tops")
+SCRATCH = types.NamedTuple(
+    [_OF_SCRATCH.get(name, _F32 if name in _FLAT else _F32_ROWS) for name in Scratch._fields], Scratch
+)
+"""The types of the three in signatures."""
 
 
 @pasted

@@ -2,13 +2,16 @@
 everywhere.
 
 Pre-norm blocks with grouped-query attention, rotary positions and a gated feed-forward layer (Llama, SmolLM2,
-Mistral, Qwen2, Qwen3). Weights are decoded to float32 once, so a model takes four bytes a weight: 540 MB for
-135 million. The compiled engine keeps them packed; this one is what it is held against.
+Mistral, Qwen2, Qwen3) or a mixture of experts (Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE). Weights are decoded to
+float32 once, so a model takes four bytes a weight: 540 MB for 135 million. The compiled engine keeps them packed;
+this one is what it is held against.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +19,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.core.errors import ModelError, UsageError
+from windlass.core.errors import ContextLengthError, ModelError, UsageError
+from windlass.models.activations import rms_norm, silu, softmax
 from windlass.models.block_formats import Floats
-from windlass.models.config import ModelConfig, require_runnable
+from windlass.models.config import ModelConfig
+from windlass.models.experts import Experts, Router
+from windlass.models.linear import DenseLinear
 from windlass.models.weights import WeightSource, open_weights
 
 Tokens = NDArray[np.int64]
+Observer = Callable[[str, Floats], None]
+"""Is told the name of a linear and the rows `[T, in]` that are about to pass it."""
 PREFILL_CHUNK = 256
 """Tokens computed together; larger chunks use BLAS no better and grow the scores quadratically."""
 
@@ -102,27 +110,24 @@ class KVCache:
 
 
 @dataclass(frozen=True)
-class _Linear:
-    """`y = x W^T + b` with W `[out, in]`."""
+class _FeedForward:
+    gate_up: DenseLinear
+    down: DenseLinear
 
-    weight: Floats
-    bias: Floats | None
-
-    def __call__(self, x: Floats) -> Floats:
-        y = x @ self.weight.T
-        return y if self.bias is None else y + self.bias
+    @property
+    def nbytes(self) -> int:
+        return self.gate_up.nbytes + self.down.nbytes
 
 
 @dataclass(frozen=True)
 class _Layer:
     attn_norm: Floats
-    qkv: _Linear
+    qkv: DenseLinear
     q_norm: Floats | None
     k_norm: Floats | None
-    output: _Linear
+    output: DenseLinear
     ffn_norm: Floats
-    gate_up: _Linear
-    down: _Linear
+    ffn: _FeedForward | Experts
     window: int | None
 
 
@@ -137,7 +142,7 @@ class Decoder:
 
     def __init__(self, source: WeightSource) -> None:
         self.config = source.config
-        require_runnable(self.config, str(source.path))
+        self._observer: Observer | None = None
         self._embedding = _matrix(source, "token_embd.weight", (self.config.vocab_size, self.config.hidden_size))
         self._layers = [self._read_layer(source, index) for index in range(self.config.n_layers)]
         self._norm = _vector(source, "output_norm.weight", self.config.hidden_size)
@@ -159,20 +164,45 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         """Bytes of weights in memory."""
-        linears = [part for layer in self._layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
         head = 0 if self._head is self._embedding else self._head.nbytes
-        return self._embedding.nbytes + head + sum(linear.weight.nbytes for linear in linears)
+        layers = 0
+        for layer in self._layers:
+            ffn = (
+                layer.ffn.nbytes if isinstance(layer.ffn, Experts) else layer.ffn.gate_up.nbytes + layer.ffn.down.nbytes
+            )
+            layers += layer.qkv.nbytes + layer.output.nbytes + ffn
+        return self._embedding.nbytes + head + layers
+
+    @contextmanager
+    def observed(self, observer: Observer) -> Iterator[None]:
+        """Tell `observer` what passes each linear inside this block; calibration listens here.
+
+        Linears that share their input are told once, under the name of the first. Experts are told as
+        `blk.N.ffn_gate_exps.weight` with the rows before routing.
+        """
+        self._observer = observer
+        try:
+            yield
+        finally:
+            self._observer = None
+
+    def choices(self, layer: int, rows: Floats) -> NDArray[np.int64]:
+        """The experts `[T, k]` that `rows [T, hidden]` (as `observed` shows them) are sent to in `layer`."""
+        ffn = self._layers[layer].ffn
+        if not isinstance(ffn, Experts):
+            raise UsageError(f"layer {layer} has no experts")
+        return ffn.choose(rows)[0]
 
     def _read_layer(self, source: WeightSource, index: int) -> _Layer:
         config, prefix = self.config, f"blk.{index}."
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden = config.hidden_size
         q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         qkv = [("attn_q", q_size), ("attn_k", kv_size), ("attn_v", kv_size)]
+        norm_sizes = {"head": (config.head_dim, config.head_dim), "full": (q_size, kv_size), None: (0, 0)}
         q_norm, k_norm = (
-            _vector(source, f"{prefix}attn_{part}_norm.weight", config.head_dim) if config.qk_norm == "head" else None
-            for part in "qk"
+            _vector(source, f"{prefix}attn_{part}_norm.weight", size) if size else None
+            for part, size in zip("qk", norm_sizes[config.qk_norm], strict=True)
         )
-        windowed = config.sliding_window if index >= config.sliding_from else None
         return _Layer(
             attn_norm=_vector(source, prefix + "attn_norm.weight", hidden),
             qkv=_linear(source, prefix, qkv, hidden),
@@ -180,9 +210,39 @@ class Decoder:
             k_norm=k_norm,
             output=_linear(source, prefix, [("attn_output", hidden)], q_size),
             ffn_norm=_vector(source, prefix + "ffn_norm.weight", hidden),
-            gate_up=_linear(source, prefix, [("ffn_gate", inner), ("ffn_up", inner)], hidden),
-            down=_linear(source, prefix, [("ffn_down", hidden)], inner),
-            window=windowed,
+            ffn=self._read_experts(source, prefix) if config.has_experts(index) else self._read_ffn(source, prefix),
+            window=config.window_of(index),
+        )
+
+    def _read_ffn(self, source: WeightSource, prefix: str) -> _FeedForward:
+        hidden, inner = self.config.hidden_size, self.config.intermediate_size
+        return _FeedForward(
+            _linear(source, prefix, [("ffn_gate", inner), ("ffn_up", inner)], hidden),
+            _linear(source, prefix, [("ffn_down", hidden)], inner),
+        )
+
+    def _read_experts(self, source: WeightSource, prefix: str) -> Experts:
+        moe, hidden = self.config.moe, self.config.hidden_size
+        assert moe is not None
+
+        def read(part: str, *shape: int) -> Floats:
+            return _matrix(source, f"{prefix}{part}.weight", shape)
+
+        shared = None
+        if moe.shared_size:
+            wide = [read(f"ffn_{part}_shexp", moe.shared_size, hidden) for part in ("gate", "up")]
+            gate = _vector(source, f"{prefix}ffn_gate_inp_shexp.weight", hidden)
+            shared = (np.concatenate(wide), read("ffn_down_shexp", hidden, moe.shared_size), gate)
+        count, size = moe.n_experts, moe.expert_size
+        gate_up = np.empty((count, 2 * size, hidden), np.float32)
+        gate_up[:, :size] = read("ffn_gate_exps", count, size, hidden)
+        gate_up[:, size:] = read("ffn_up_exps", count, size, hidden)
+        return Experts(
+            Router(moe.n_active, normalise=moe.normalise),
+            read("ffn_gate_inp", count, hidden),
+            gate_up,
+            read("ffn_down_exps", count, hidden, size),
+            shared,
         )
 
     def cache(self) -> KVCache:
@@ -217,18 +277,34 @@ class Decoder:
         x = self._embedding[tokens]
         for index, layer in enumerate(self._layers):
             x = x + self._attend(rms_norm(x, layer.attn_norm, eps), layer, index, cache, rotation)
-            gate, up = np.split(layer.gate_up(rms_norm(x, layer.ffn_norm, eps)), 2, axis=-1)
-            x = x + layer.down(silu(gate) * up)
+            x = x + self._feed_forward(rms_norm(x, layer.ffn_norm, eps), layer.ffn, index)
         cache.length = start + len(tokens)
         return x
+
+    def _pass(self, linear: DenseLinear, x: Floats) -> Floats:
+        if self._observer is not None:
+            self._observer(linear.name, x)
+        return linear(x)
+
+    def _feed_forward(self, h: Floats, ffn: _FeedForward | Experts, index: int) -> Floats:
+        if isinstance(ffn, Experts):
+            if self._observer is not None:
+                self._observer(f"blk.{index}.ffn_gate_exps.weight", h)
+            return ffn(h)
+        gate, up = np.split(self._pass(ffn.gate_up, h), 2, axis=-1)
+        return self._pass(ffn.down, silu(gate) * up)
 
     def _attend(self, h: Floats, layer: _Layer, index: int, cache: KVCache, rotation: tuple[Floats, Floats]) -> Floats:
         config, start, count = self.config, cache.length, len(h)
         heads, kv_heads, size = config.n_heads, config.n_kv_heads, config.head_dim
-        qkv = layer.qkv(h).reshape(count, heads + 2 * kv_heads, size)
-        q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+        q, k, v = np.split(self._pass(layer.qkv, h), (heads * size, (heads + kv_heads) * size), axis=-1)
+        # A norm over the whole projection comes before the split into heads, one of each head after it.
+        shapes = ((count, heads, size), (count, kv_heads, size))
+        if config.qk_norm == "head":
+            q, k = q.reshape(shapes[0]), k.reshape(shapes[1])
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, config.norm_eps), rms_norm(k, layer.k_norm, config.norm_eps)
+        q, k, v = q.reshape(shapes[0]), k.reshape(shapes[1]), v.reshape(shapes[1])
         q, k = rotate(q, rotation, config.rope_style), rotate(k, rotation, config.rope_style)
         end = start + count
         cache.keys[index, :, start:end] = k.swapaxes(0, 1)
@@ -241,7 +317,7 @@ class Decoder:
         hidden = age < 0 if layer.window is None else (age < 0) | (age >= layer.window)
         weights = softmax(np.where(hidden, np.float32(-np.inf), scores))
         mixed = weights.reshape(kv_heads, -1, end - first) @ values
-        return layer.output(mixed.reshape(heads, count, size).swapaxes(0, 1).reshape(count, heads * size))
+        return self._pass(layer.output, mixed.reshape(heads, count, size).swapaxes(0, 1).reshape(count, heads * size))
 
 
 def check_tokens(tokens: Tokens, config: ModelConfig, already: int) -> Tokens:
@@ -254,7 +330,7 @@ def check_tokens(tokens: Tokens, config: ModelConfig, already: int) -> Tokens:
     if len(ids) == 0:
         raise UsageError("the prompt is empty: at least one token is needed")
     if already + len(ids) > config.max_position:
-        raise UsageError(
+        raise ContextLengthError(
             f"{already + len(ids)} tokens do not fit the model's context of {config.max_position}",
             hint="shorten the prompt or use a model with a longer context",
         )
@@ -262,27 +338,6 @@ def check_tokens(tokens: Tokens, config: ModelConfig, already: int) -> Tokens:
     if len(wrong):
         raise UsageError(f"token id {wrong[0]} is outside the vocabulary of {config.vocab_size}")
     return ids
-
-
-def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis."""
-    mean = np.mean(np.square(x), axis=-1, keepdims=True)
-    normed: Floats = x / np.sqrt(mean + np.float32(eps)) * weight
-    return normed
-
-
-def silu(x: Floats) -> Floats:
-    """`x * sigmoid(x)` without overflow."""
-    half = np.float32(0.5)
-    gated: Floats = x * (half * (1 + np.tanh(half * x)))
-    return gated
-
-
-def softmax(scores: Floats) -> Floats:
-    """Softmax over the last axis; each row has at least one finite score."""
-    weights: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights
 
 
 def rotate(x: Floats, rotation: tuple[Floats, Floats], style: str) -> Floats:
@@ -365,7 +420,7 @@ def _finite(values: Floats, name: str, source: WeightSource) -> Floats:
     return values
 
 
-def _linear(source: WeightSource, prefix: str, parts: list[tuple[str, int]], inputs: int) -> _Linear:
+def _linear(source: WeightSource, prefix: str, parts: list[tuple[str, int]], inputs: int) -> DenseLinear:
     """One linear out of several that share their input, rows one below the other."""
     weights = [_matrix(source, f"{prefix}{name}.weight", (rows, inputs)) for name, rows in parts]
     present = set(source.names())
@@ -377,4 +432,4 @@ def _linear(source: WeightSource, prefix: str, parts: list[tuple[str, int]], inp
     ]
     has_bias = any(f"{prefix}{name}.bias" in present for name, _ in parts)
     weight = weights[0] if len(weights) == 1 else np.concatenate(weights)
-    return _Linear(weight, np.concatenate(biases) if has_bias else None)
+    return DenseLinear(f"{prefix}{parts[0][0]}.weight", weight, np.concatenate(biases) if has_bias else None)

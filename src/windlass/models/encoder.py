@@ -1,8 +1,12 @@
 """Text to vectors: the `Encoder` protocol that the whole stack takes as an argument, and the built-in one.
 
 `BertEncoder` reads any sentence-transformers folder of the BERT family (all-MiniLM-L6-v2 is the default
-model) and needs NumPy and `tokenizers` only. A text's vector is the mean of its token states (or the first
-one, where the folder says so), scaled to length one, so that a dot product is a cosine.
+model) without torch. A text's vector is the mean of its token states (or the first one, where the folder says so),
+scaled to length one, so that a dot product is a cosine.
+
+With `precision="int8"` passages go through `cpu_bert.ByteBert`, twice as fast. Questions stay in float32: there are few
+of them, they are short, and they need no compiled code. So do passages of a few tokens, whose rounding errors have
+nothing to average out with.
 """
 
 from __future__ import annotations
@@ -10,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import psutil
@@ -23,15 +29,22 @@ from tokenizers.models import WordPiece
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.kernels.blas import one_thread_a_product
-from windlass.models.bert import Bert, BertConfig, Scratch
+from windlass.models.bert import Bert, BertConfig, rounds_to_bytes
 from windlass.models.safetensors_file import TensorEntry, open_tensors, read_header
 
 _BATCH_TOKENS = 1024
+_BYTE_BATCH_TOKENS = 512
+_SHORT_TOKENS = 8
 _WINDOW_TEXTS = 2048
 # A model reads a few hundred tokens; what lies far behind them is cut before the tokenizer spends minutes on
 # it.
 _MAX_CHARACTERS = 100_000
 _DEFAULT_MAX_TOKENS = 256
+
+
+Precision = Literal["float32", "int8"]
+# Raised when the rounding changes: vectors of another version are made again.
+_INT8_VERSION = 1
 
 
 class Encoder(Protocol):
@@ -80,26 +93,30 @@ class BertEncoder:
         (1, 384)
     """
 
-    def __init__(self, model: Bert, tokenizer: Tokenizer, fingerprint: str, settings: _Settings, threads: int) -> None:
-        self._model = model
+    def __init__(
+        self, model: _Engine, rounded: _Engine | None, tokenizer: Tokenizer, fingerprint: str, settings: _Settings,
+        threads: int,
+    ) -> None:  # fmt: skip
+        self._exact, self._rounded = model, rounded
         self._tokenizer = tokenizer
         self._untruncated = Tokenizer.from_str(tokenizer.to_str())
         self._untruncated.no_truncation()
         self._settings = settings
         self._threads = threads
-        self._scratches: queue.SimpleQueue[Scratch] = queue.SimpleQueue()
-        self.dim = model.config.hidden_size
+        self.dim = model.hidden_size
         self.fingerprint = fingerprint
         self.max_tokens = settings.max_tokens
 
     @classmethod
-    def load(cls, path: str | Path, *, threads: int | None = None) -> BertEncoder:
+    def load(cls, path: str | Path, *, threads: int | None = None, precision: Precision = "float32") -> BertEncoder:
         """Open a model folder; the weights are memory-mapped, so this takes a fraction of a second.
 
         Args:
             path: The folder.
             threads: Batches worked on at the same time; default: the physical cores, at most 4. Each matrix product
                 uses one thread.
+            precision: "int8" rounds weights and activations of passages to 8 bits, on the first of them; a model whose
+                layer sizes do not allow it stays in float32. The fingerprint tells the two apart.
 
         Raises:
             ModelError: A file is missing, damaged, or describes a model of another kind.
@@ -118,7 +135,13 @@ class BertEncoder:
         fingerprint = _fingerprint(weights, read_header(weights), config, settings, tokenizer)
         if threads is None:
             threads = min(4, psutil.cpu_count(logical=False) or 1)
-        return cls(Bert(config, tensors, str(weights)), tokenizer, fingerprint, settings, max(1, threads))
+        model = Bert(config, tensors, str(weights))
+        exact = _Engine(lambda: model, config, _BATCH_TOKENS, settings.max_tokens)
+        rounded = None
+        if precision == "int8" and rounds_to_bytes(config):
+            rounded = _Engine(lambda: _byte_model(model, weights), config, _BYTE_BATCH_TOKENS, settings.max_tokens)
+            fingerprint = hashlib.sha256(f"{fingerprint} int8 {_INT8_VERSION}".encode()).hexdigest()[:32]
+        return cls(exact, rounded, tokenizer, fingerprint, settings, max(1, threads))
 
     def count(self, text: str) -> int:
         """Tokens of `text`, special ones included, also where it is longer than `max_tokens`."""
@@ -131,7 +154,7 @@ class BertEncoder:
             UsageError: An item is not a string.
             ModelError: The weights give values that are not numbers.
         """
-        return self._encode(texts, self._settings.query_prompt, Silent())
+        return self._encode(texts, self._settings.query_prompt, Silent(), None)
 
     def encode_passages(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
         """Vectors of passages, float32 [n, dim]. Texts past `max_tokens` tokens are cut there.
@@ -147,7 +170,7 @@ class BertEncoder:
         """
         progress = progress or Silent()
         progress.start("embed", len(texts), "passages")
-        vectors = self._encode(texts, self._settings.passage_prompt, progress)
+        vectors = self._encode(texts, self._settings.passage_prompt, progress, self._rounded)
         progress.finish("embed")
         return vectors
 
@@ -169,11 +192,10 @@ class BertEncoder:
         vectors = np.empty((offsets[-1], self.dim), np.float32)
         attention = np.empty(offsets[-1], np.float32)
 
-        def run(chosen: np.ndarray) -> None:
+        def run(engine: _Engine, chosen: np.ndarray) -> None:
             lengths = sizes[chosen] + 2
             received = np.empty(lengths.sum(), np.float32)
-            with _Borrowed(self, len(received)) as scratch:
-                states = self._model.forward(_flat(tokens, chosen), lengths, scratch, received)
+            with engine.forward(_flat(tokens, chosen), lengths, received) as states:
                 stops = np.cumsum(lengths)
                 for text, start, stop in zip(chosen, stops - lengths, stops, strict=True):
                     rows = slice(offsets[text], offsets[text + 1])
@@ -181,23 +203,23 @@ class BertEncoder:
                     inner = received[start + 1 : stop - 1]
                     attention[rows] = inner / inner.sum()
 
-        for _ in self._each_batch(run, sizes + 2):
+        for _ in self._each_batch(run, self._plan(sizes + 2, self._rounded)):
             pass
         _to_unit_length(vectors)
         return vectors, offsets, attention
 
-    def _encode(self, texts: Sequence[str], prompt: str, progress: Progress) -> np.ndarray:
+    def _encode(self, texts: Sequence[str], prompt: str, progress: Progress, rounded: _Engine | None) -> np.ndarray:
         vectors = np.empty((len(texts), self.dim), np.float32)
         for first in range(0, len(texts), _WINDOW_TEXTS):
             tokens = self._tokenise(texts[first : first + _WINDOW_TEXTS], prompt)
             window = vectors[first : first + _WINDOW_TEXTS]
 
-            def run(chosen: np.ndarray, tokens: list[list[int]] = tokens, window: np.ndarray = window) -> None:
+            def run(
+                engine: _Engine, chosen: np.ndarray, tokens: list[list[int]] = tokens, window: np.ndarray = window
+            ) -> None:
                 check_cancelled(progress)
-                ids = _flat(tokens, chosen)
                 lengths = np.array([len(tokens[text]) for text in chosen], np.int64)
-                with _Borrowed(self, len(ids)) as scratch:
-                    states = self._model.forward(ids, lengths, scratch)
+                with engine.forward(_flat(tokens, chosen), lengths) as states:
                     starts = np.cumsum(lengths) - lengths
                     if self._settings.first_token_only:
                         window[chosen] = states[starts]
@@ -205,10 +227,19 @@ class BertEncoder:
                         # The division by the length falls away in the scaling to length one.
                         window[chosen] = np.add.reduceat(states, starts, axis=0)
 
-            for done in self._each_batch(run, np.array([len(ids) for ids in tokens], np.int64)):
+            lengths = np.array([len(ids) for ids in tokens], np.int64)
+            for done in self._each_batch(run, self._plan(lengths, rounded)):
                 progress.advance("embed", done)
         _to_unit_length(vectors)
         return vectors
+
+    def _plan(self, lengths: np.ndarray, rounded: _Engine | None) -> list[tuple[_Engine, np.ndarray]]:
+        """Batches of text numbers and what computes each. Which it is depends on a text's own length alone."""
+        if rounded is None:
+            return [(self._exact, batch) for batch in _batches(lengths, _BATCH_TOKENS)]
+        long, short = np.flatnonzero(lengths > _SHORT_TOKENS), np.flatnonzero(lengths <= _SHORT_TOKENS)
+        plan = [(rounded, long[batch]) for batch in _batches(lengths[long], _BYTE_BATCH_TOKENS)]
+        return plan + [(self._exact, short[batch]) for batch in _batches(lengths[short], _BATCH_TOKENS)]
 
     def _tokenise(self, texts: Sequence[str], prompt: str) -> list[list[int]]:
         if isinstance(texts, str):
@@ -222,19 +253,20 @@ class BertEncoder:
             cleaned.append(cut.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
 
-    def _each_batch(self, run: Callable[[np.ndarray], None], lengths: np.ndarray) -> Iterator[int]:
-        """Call `run` with the numbers of each batch's texts, several batches at a time; yields texts done."""
-        batches = list(_batches(lengths))
-        if self._threads == 1 or len(batches) == 1:
-            for batch in batches:
+    def _each_batch(
+        self, run: Callable[[_Engine, np.ndarray], None], plan: list[tuple[_Engine, np.ndarray]]
+    ) -> Iterator[int]:
+        """Call `run` for each batch of a plan, several at a time; yields texts done."""
+        if self._threads == 1 or len(plan) == 1:
+            for engine, batch in plan:
                 with one_thread_a_product():
-                    run(batch)
+                    run(engine, batch)
                 yield len(batch)
             return
         with one_thread_a_product(), ThreadPoolExecutor(self._threads) as pool:
-            jobs = [pool.submit(run, batch) for batch in batches]
+            jobs = [pool.submit(run, engine, batch) for engine, batch in plan]
             try:
-                for job, batch in zip(jobs, batches, strict=True):
+                for job, (_, batch) in zip(jobs, plan, strict=True):
                     job.result()
                     yield len(batch)
             finally:
@@ -267,30 +299,43 @@ class _Settings:
         return repr((self.max_tokens, self.first_token_only, self.query_prompt, self.passage_prompt))
 
 
-class _Borrowed:
-    """A `Scratch` of the encoder's own, given back afterwards."""
+class _Engine:
+    """A model, loaded when first used, and working memories that its batches take turns with."""
 
-    def __init__(self, encoder: BertEncoder, tokens: int) -> None:
-        self._encoder, self._tokens = encoder, tokens
+    def __init__(self, load: Callable[[], Any], config: BertConfig, batch_tokens: int, max_tokens: int) -> None:
+        self._load, self._lock = load, threading.Lock()
+        self._model: Any = None
+        self._tokens = max(batch_tokens, max_tokens)
+        self._memories: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.hidden_size = config.hidden_size
 
-    def __enter__(self) -> Scratch:
+    @contextmanager
+    def forward(self, ids: np.ndarray, lengths: np.ndarray, received: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """`Bert.forward`; the states hold inside the block."""
+        with self._lock:
+            self._model = self._model or self._load()
         try:
-            self._scratch = self._encoder._scratches.get_nowait()
+            memory = self._memories.get_nowait()
         except queue.Empty:
-            config = self._encoder._model.config
-            self._scratch = Scratch(config, max(_BATCH_TOKENS, self._encoder.max_tokens))
-        return self._scratch
+            memory = self._model.memory(self._tokens)
+        try:
+            yield self._model.forward(ids, lengths, memory, received)
+        finally:
+            self._memories.put(memory)
 
-    def __exit__(self, *_: object) -> None:
-        self._encoder._scratches.put(self._scratch)
+
+def _byte_model(model: Bert, weights: Path) -> Any:
+    from windlass.models.cpu_bert import ByteBert  # Numba, which questions do without
+
+    return ByteBert(model, str(weights))
 
 
-def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Numbers of the texts of each batch: longest first, as many as `_BATCH_TOKENS` tokens hold, at least one."""
+def _batches(lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Numbers of the texts of each batch: longest first, as many as `most` tokens hold, at least one."""
     order = np.argsort(-lengths, kind="stable")
     first, tokens = 0, 0
     for place, length in enumerate(lengths[order].tolist()):
-        if tokens + length > _BATCH_TOKENS and place > first:
+        if tokens + length > most and place > first:
             yield order[first:place]
             first, tokens = place, 0
         tokens += length

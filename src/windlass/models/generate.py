@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.core.errors import Cancelled, ModelError, UsageError
+from windlass.core.errors import Cancelled, ContextLengthError, ModelError, UsageError
 from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
 from windlass.models.decoder import Decoder, TokenModel
-from windlass.models.gguf import GGUFSource
-from windlass.models.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from windlass.models.tokenizer import Tokenizer, tokenizer_of
 from windlass.models.weights import WeightSource, open_weights
+
+Engine = Literal["auto", "compiled", "numpy", "torch"]
+
+
+@runtime_checkable
+class GreedyModel(Protocol):
+    """A model that finds the likeliest token without computing all logits."""
+
+    def likeliest(self, tokens: NDArray[np.int64], cache: Any) -> int:
+        """Append `tokens` to the sequence in `cache`; the id of the highest logit after the last."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,13 +34,13 @@ class Token:
     """One generated token.
 
     `text` is what became readable with it: empty while a character is incomplete or a stop string may be
-    beginning. `finish` is set on the last token only: `stop` (the model ended or a stop string was met) or
+    beginning. `logprob` is None when nobody asked for it. `finish` is set on the last token only: `stop` (the model ended or a stop string was met) or
     `length`.
     """
 
     id: int
     text: str
-    logprob: float
+    logprob: float | None
     finish: Literal["stop", "length"] | None = None
 
 
@@ -144,10 +154,12 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     cancel: Callable[[], bool] | None = None,
+    logprobs: bool = True,
 ) -> Iterator[Token]:
     """Continue `tokens` until the model ends, a stop string appears, or `max_tokens` are made.
 
-    Nothing is computed before the first item is taken; arguments are checked at once.
+    Nothing is computed before the first item is taken; arguments are checked at once. Without `logprobs`, a greedy
+    continuation need not compute all logits, and is faster on a model that knows a short cut.
 
     Raises:
         UsageError: the prompt is empty or does not fit the context together with one new token, or an option
@@ -160,13 +172,30 @@ def generate(
     if not tokens:
         raise UsageError("the prompt is empty: at least one token is needed")
     if len(tokens) >= model.config.max_position:
-        raise UsageError(
+        raise ContextLengthError(
             f"the prompt has {len(tokens)} tokens, the model's context holds {model.config.max_position} "
             "and needs room for an answer",
             hint="shorten the prompt or use a model with a longer context",
         )
     limit = min(max_tokens, model.config.max_position - len(tokens))
-    return _run(model, tokenizer, list(tokens), limit, sampling, stops, cancel or (lambda: False))
+    pick = _picker(model, sampling, logprobs)
+    return _run(model, tokenizer, list(tokens), limit, pick, stops, cancel or (lambda: False))
+
+
+Picker = Callable[[list[int], Any, int], tuple[int, float | None]]
+"""Appends tokens to a cache and draws the next; the last argument is how many were drawn before."""
+
+
+def _picker(model: TokenModel, sampling: Sampling, logprobs: bool) -> Picker:
+    if sampling.temperature == 0 and not logprobs and isinstance(model, GreedyModel):
+        greedy = model
+        return lambda tokens, cache, made: (greedy.likeliest(np.array(tokens, np.int64), cache), None)
+
+    def pick(tokens: list[int], cache: Any, made: int) -> tuple[int, float | None]:
+        logits = model.step(tokens[0], cache) if made else model.prefill(np.array(tokens, np.int64), cache)
+        return sampling.pick(logits, made)
+
+    return pick
 
 
 def _run(
@@ -174,7 +203,7 @@ def _run(
     tokenizer: Tokenizer,
     tokens: list[int],
     limit: int,
-    sampling: Sampling,
+    pick: Picker,
     stops: StopText,
     cancel: Callable[[], bool],
 ) -> Iterator[Token]:
@@ -183,8 +212,7 @@ def _run(
     for made in range(limit):
         if cancel():
             raise Cancelled("generation was stopped")
-        logits = model.step(tokens[-1], cache) if made else model.prefill(np.array(tokens, np.int64), cache)
-        token, logprob = sampling.pick(logits, made)
+        token, logprob = pick(tokens[-1:] if made else tokens, cache, made)
         tokens.append(token)
         if token in ends:
             yield Token(token, stops.add(text.finish()) + stops.finish(), logprob, "stop")
@@ -223,27 +251,48 @@ class LocalModel:
 
     @classmethod
     def load(
-        cls, path: Path, *, engine: Literal["auto", "compiled", "numpy"] = "auto", threads: int | None = None
+        cls,
+        path: Path | str,
+        *,
+        engine: Engine = "auto",
+        threads: int | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
     ) -> LocalModel:
-        """Load a `.gguf` file or a Hugging Face folder.
+        """Load a `.gguf` file, a Hugging Face folder, or a folder that windlass saved.
 
         Args:
             path: The file or folder.
-            engine: `auto` takes the compiled engine for quantised files whose shape it supports, NumPy for the rest.
-                `compiled` also packs plain numbers, to 8 bits.
+            engine: `auto` takes torch when `device` is not the CPU, else the compiled engine for quantised files whose
+                shape it supports, NumPy for the rest. `compiled` also packs plain numbers, to 8 bits.
             threads: Threads of the compiled engine; None takes the usable cores.
+            device: Where torch computes, `cuda` for one.
+            dtype: Of torch's weights and sums: `float32`, `bfloat16` or `float16`.
 
         Raises:
             NotFound: nothing is at `path`.
-            ModelError: the model is damaged, incomplete or not supported.
+            ModelError: the model is damaged, incomplete or not supported, or torch is not installed.
+            UsageError: an option that the engine does not have.
         """
         source = open_weights(Path(path))
-        if isinstance(source, GGUFSource):
-            tokenizer = tokenizer_from_gguf(source.metadata, str(source.path))
-        else:
-            tokenizer = tokenizer_from_folder(source.path)
-        compiled = engine == "compiled" or (engine == "auto" and _suits_compiled_engine(source))
-        return cls(_compiled(source, threads) if compiled else Decoder(source), tokenizer, source.fingerprint)
+        if engine == "auto":
+            engine = "torch" if device != "cpu" else "numpy" if compiled_obstacle(source) else "compiled"
+        if engine != "torch" and (device, dtype) != ("cpu", "float32"):
+            raise UsageError(
+                f"the {engine} engine computes in its own way on the CPU", hint="device and dtype need torch"
+            )
+        tokenizer = tokenizer_of(source)
+        return cls(_engine(source, engine, threads, device, dtype), tokenizer, source.fingerprint)
+
+    def forward(self, tokens: NDArray[np.integer]) -> Floats:
+        """Logits after every token of fresh sequences of one length: `[B, T] -> float32 [B, T, vocab]`.
+
+        Raises:
+            UsageError: no tokens, ids outside the vocabulary, or more than the context holds.
+        """
+        if tokens.ndim != 2 or tokens.size == 0:
+            raise UsageError(f"tokens have shape {tokens.shape}, expected [batch, at least one]")
+        return np.stack([self.decoder.logits(row) for row in tokens.astype(np.int64)])
 
     def count(self, text: str) -> int:
         """Tokens in `text`."""
@@ -273,7 +322,7 @@ class LocalModel:
         return _texts(
             generate(
                 self.decoder, self.tokenizer, prompt, max_tokens=max_tokens, temperature=temperature,
-                top_p=top_p, seed=seed, stop=stop, cancel=cancel,
+                top_p=top_p, seed=seed, stop=stop, cancel=cancel, logprobs=False,
             )
         )  # fmt: skip
 
@@ -296,7 +345,7 @@ class LocalModel:
         return _texts(
             generate(
                 self.decoder, self.tokenizer, self.tokenizer.prompt(prompt), max_tokens=max_tokens,
-                temperature=temperature, top_p=top_p, seed=seed, stop=stop, cancel=cancel,
+                temperature=temperature, top_p=top_p, seed=seed, stop=stop, cancel=cancel, logprobs=False,
             )
         )  # fmt: skip
 
@@ -307,12 +356,28 @@ def _texts(tokens: Iterator[Token]) -> Iterator[str]:
             yield token.text
 
 
-def _suits_compiled_engine(source: WeightSource) -> bool:
+def compiled_obstacle(source: WeightSource) -> str | None:
+    """Why the compiled engine would not be chosen for these weights, or None when it is."""
+    obstacle = packing_obstacle(source.config)
+    if obstacle is not None:
+        return obstacle
     stored = source.meta("blk.0.attn_q.weight").format
-    return stored not in ("f32", "f16", "bf16") and packing_obstacle(source.config) is None
+    if stored in ("f32", "f16", "bf16"):
+        return f"its weights are {stored} numbers, which it would round to 8 bits"
+    return None
 
 
-def _compiled(source: WeightSource, threads: int | None) -> TokenModel:
-    from windlass.models.cpu_engine import CpuEngine
+def _engine(source: WeightSource, engine: Engine, threads: int | None, device: str, dtype: str) -> TokenModel:
+    if engine == "compiled":
+        from windlass.models.cpu_engine import CpuEngine
 
-    return CpuEngine(source, threads=threads)
+        return CpuEngine(source, threads=threads)
+    if engine == "numpy":
+        return Decoder(source)
+    if engine != "torch":
+        raise UsageError(f"no engine is called {engine!r}", hint="auto, compiled, numpy or torch")
+    try:
+        from windlass.models.torch_decoder import load_torch_model
+    except ModuleNotFoundError as error:
+        raise ModelError("the torch engine needs torch", hint="pip install 'windlass[torch]'") from error
+    return load_torch_model(source, device, dtype)

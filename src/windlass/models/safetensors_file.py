@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -18,6 +19,7 @@ from typing import TypeGuard
 import numpy as np
 
 from windlass.core.errors import ModelError
+from windlass.core.storage import write_atomic_parts
 
 _MAX_HEADER = 100_000_000
 _DTYPES = {
@@ -100,6 +102,36 @@ def open_tensors(path: Path) -> dict[str, np.ndarray]:
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array
     return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file, all or nothing, one tensor in memory at a time beside the caller's.
+
+    Raises:
+        ModelError: a tensor has a type that the format does not know.
+        StorageError: it did not reach the disk.
+    """
+    types = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in types:
+            raise ModelError(f"{path}: tensor {name} of type {tensor.dtype} cannot be stored")
+        header[name] = {
+            "dtype": types[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.nbytes],
+        }
+        end += tensor.nbytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+
+    def parts() -> Iterator[bytes]:
+        yield struct.pack("<Q", len(raw)) + raw
+        for tensor in tensors.values():
+            yield np.ascontiguousarray(tensor).tobytes()
+
+    write_atomic_parts(path, parts())
 
 
 def _entry(path: Path, name: str, field: object, base: int, size: int) -> TensorEntry:

@@ -444,7 +444,7 @@ def _locate_in_folder(folder: Path) -> Path:
     names = sorted(path.name for path in folder.iterdir())
     weights = [name for name in names if name.endswith(".safetensors")]
     decoders = [name for name in names if name.endswith(".gguf")]
-    if weights and "config.json" in names:
+    if weights and ("config.json" in names or "windlass.json" in names):
         for name in weights:
             read_header(folder / name)
         return folder

@@ -20,7 +20,9 @@ from tokenizers.models import BPE
 
 from windlass.core.errors import ModelError, UsageError, WindlassError
 from windlass.models.chat_template import ChatTemplate
-from windlass.models.weights import read_json
+from windlass.models.gguf import GGUFSource
+from windlass.models.saved_model import SavedSource
+from windlass.models.weights import WeightSource, read_json
 
 _Made = TypeVar("_Made")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -225,6 +227,20 @@ class _Marks:
             (self._literals[int(piece)], True) if index % 2 else (piece, False) for index, piece in enumerate(pieces)
         ]
         return [part for part in named if part[0]]
+
+
+def tokenizer_of(source: WeightSource) -> Tokenizer:
+    """The tokenizer that comes with a model's weights.
+
+    Raises:
+        NotFound: the folder has none.
+        ModelError: it is damaged or of a kind that is not supported.
+    """
+    where = str(source.path)
+    if isinstance(source, GGUFSource):
+        return tokenizer_from_gguf(source.metadata, where)
+    kept = source.tokenizer_metadata() if isinstance(source, SavedSource) else None
+    return tokenizer_from_folder(source.path) if kept is None else tokenizer_from_gguf(kept, where)
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:

@@ -8,38 +8,23 @@ read before it is asked for; torch is not needed, bfloat16 included.
 from __future__ import annotations
 
 import json
-import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from windlass.core.errors import ModelError, NotFound
 from windlass.models.block_formats import BY_NAME, Bytes, Floats, QuantTensor, to_float
 from windlass.models.config import ModelConfig, config_from_hf
 from windlass.models.gguf import GGUFSource
 from windlass.models.mapped import MappedFile, TensorMeta, sample_digest
+from windlass.models.name_maps import canonical
 from windlass.models.safetensors_file import read_header
 
 LARGEST_HEADER = 100 << 20
+MOST_EXPERTS = 1 << 14
 SAFETENSORS_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-HF_TO_GGUF = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-HF_LAYER_TO_GGUF = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
 class WeightSource(Protocol):
@@ -63,32 +48,40 @@ class WeightSource(Protocol):
 
 
 def open_weights(path: Path) -> WeightSource:
-    """Open a `.gguf` file or a folder with `config.json` and safetensors.
+    """Open a `.gguf` file, a folder with `config.json` and safetensors, or a folder that windlass saved.
 
     Raises:
         NotFound: nothing is there.
         ModelError: what is there is not a model that can be read.
     """
     if path.is_dir():
-        return SafetensorsSource(path)
+        from windlass.models.saved_model import SavedSource, is_saved_model
+
+        return SavedSource(path) if is_saved_model(path) else SafetensorsSource(path)
     if not path.exists():
         raise NotFound(f"no such model: {path}", hint="give a .gguf file or a Hugging Face folder")
     return GGUFSource(path)
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """One tensor and the stretches of files, in order, that hold it; all but stacked experts have one."""
+
+    meta: TensorMeta
+    pieces: list[tuple[MappedFile, int, int]]
+
+
 class SafetensorsSource:
-    """A Hugging Face folder: `config.json`, and `model.safetensors` or the shards that its index names."""
+    """A Hugging Face folder: `config.json`, and `model.safetensors` or the shards that its index names.
+
+    Experts stored one by one, or fused, appear as the three-dimensional tensors that GGUF has.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self.config: ModelConfig = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
         self._files = [MappedFile(path) for path in _shards(folder)]
-        self._tensors: dict[str, tuple[MappedFile, TensorMeta]] = {}
-        for file in self._files:
-            for meta in _tensor_metas(file):
-                if meta.name in self._tensors:
-                    raise ModelError(f"{file.path}: tensor {meta.name} occurs twice")
-                self._tensors[meta.name] = (file, meta)
+        self._tensors = _collect(self._files)
 
     @property
     def fingerprint(self) -> str:
@@ -100,7 +93,7 @@ class SafetensorsSource:
     def meta(self, name: str) -> TensorMeta:
         if name not in self._tensors:
             raise ModelError(f"{self.path}: tensor {name} is missing")
-        return self._tensors[name][1]
+        return self._tensors[name].meta
 
     def tensor(self, name: str) -> Floats:
         """The weights as float32, rows first. `f32` tensors may be views of the map: do not write to them."""
@@ -110,16 +103,16 @@ class SafetensorsSource:
                 f"{self.path}: tensor {name} has unsupported tensor type {meta.format}",
                 hint="readable: F32, F16, BF16",
             )
-        raw = self._tensors[name][0].slice(meta.offset, meta.nbytes, f"tensor {name}")
-        return to_float(raw, meta.format, meta.shape)
+        return to_float(self.raw(name), meta.format, meta.shape)
 
     def quantized(self, name: str) -> QuantTensor | None:
         return None
 
     def raw(self, name: str) -> Bytes:
-        """The tensor's bytes as they lie in the file, uint8, not copied."""
-        meta = self.meta(name)
-        return self._tensors[name][0].slice(meta.offset, meta.nbytes, f"tensor {name}")
+        """The tensor's bytes, uint8; not copied unless they lie in several places."""
+        self.meta(name)
+        pieces = [file.slice(at, nbytes, f"tensor {name}") for file, at, nbytes in self._tensors[name].pieces]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -155,25 +148,59 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
-def _tensor_metas(file: MappedFile) -> list[TensorMeta]:
-    return [
-        TensorMeta(
-            _gguf_name(name),
-            entry.shape,
-            SAFETENSORS_TYPES.get(entry.dtype, entry.dtype),
-            entry.start,
-            entry.stop - entry.start,
-        )
-        for name, entry in read_header(file.path).items()
-        if "rotary_emb.inv_freq" not in name
-    ]
+def _collect(files: list[MappedFile]) -> dict[str, _Stored]:
+    """Every tensor under its own name, experts stacked."""
+    tensors: dict[str, _Stored] = {}
+    experts: dict[str, dict[int, _Stored]] = {}
+    for file in files:
+        for stored_name, entry in read_header(file.path).items():
+            if "rotary_emb.inv_freq" in stored_name:
+                continue
+            kind, nbytes = SAFETENSORS_TYPES.get(entry.dtype, entry.dtype), entry.stop - entry.start
+            for place in canonical(stored_name):
+                meta = TensorMeta(place.name, entry.shape, kind, entry.start, nbytes)
+                stored = _Stored(meta, [(file, entry.start, nbytes)])
+                if place.half is not None:
+                    stored = _half_of_rows(stored, place.half, stored_name)
+                known: dict[Any, _Stored] = tensors
+                key: str | int = place.name
+                if place.expert is not None:
+                    known, key = experts.setdefault(place.name, {}), place.expert
+                if key in known:
+                    raise ModelError(f"{file.path}: tensor {stored_name} occurs twice")
+                known[key] = stored
+    for name, parts in experts.items():
+        if name in tensors:
+            raise ModelError(f"{files[0].path}: tensor {name} is stored both fused and one by one")
+        tensors[name] = _stack(name, parts, files[0].path.parent)
+    return tensors
 
 
-def _gguf_name(name: str) -> str:
-    stem, _, suffix = name.rpartition(".")
-    if stem in HF_TO_GGUF:
-        return f"{HF_TO_GGUF[stem]}.{suffix}"
-    layer = _LAYER_NAME.fullmatch(name)
-    if layer is None:
-        return name
-    return f"blk.{layer[1]}.{HF_LAYER_TO_GGUF.get(layer[2], layer[2])}.{layer[3]}"
+def _half_of_rows(fused: _Stored, half: int, stored_name: str) -> _Stored:
+    """The first or second half of every expert's rows, without touching the data."""
+    ((file, start, nbytes),), shape = fused.pieces, fused.meta.shape
+    if len(shape) != 3 or shape[1] % 2 or 0 in shape or shape[0] > MOST_EXPERTS:
+        raise ModelError(f"{file.path}: tensor {stored_name} has shape {shape}, expected [experts, 2 * size, hidden]")
+    one = nbytes // shape[0] // 2
+    pieces = [(file, start + (2 * expert + half) * one, one) for expert in range(shape[0])]
+    meta = TensorMeta(
+        fused.meta.name, (shape[0], shape[1] // 2, shape[2]), fused.meta.format, pieces[0][1], nbytes // 2
+    )
+    return _Stored(meta, pieces)
+
+
+def _stack(name: str, parts: dict[int, _Stored], folder: Path) -> _Stored:
+    first = parts.get(0)
+    for expert in range(len(parts)):
+        if expert not in parts or first is None:
+            raise ModelError(f"{folder}: tensor {name} has {len(parts)} experts, number {expert} is missing")
+        meta = parts[expert].meta
+        if (meta.shape, meta.format) != (first.meta.shape, first.meta.format):
+            raise ModelError(
+                f"{folder}: tensor {name} has shape {meta.shape} ({meta.format}) in expert {expert}, "
+                f"{first.meta.shape} ({first.meta.format}) in expert 0"
+            )
+    assert first is not None
+    pieces = [parts[expert].pieces[0] for expert in range(len(parts))]
+    shape, nbytes = (len(parts), *first.meta.shape), sum(size for _, _, size in pieces)
+    return _Stored(TensorMeta(name, shape, first.meta.format, pieces[0][1], nbytes), pieces)

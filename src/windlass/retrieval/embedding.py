@@ -16,7 +16,7 @@ from windlass.core.workspace import Workspace, mark_changed
 from windlass.models.encoder import Encoder
 
 # A batch is one commit and one step of the progress bar: a second or two on a laptop.
-_BATCH = 32
+_BATCH = 64
 
 _MISSING = (
     "text_hash IS NOT NULL AND NOT EXISTS"

@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from windlass.core.errors import ReadError, WindlassError, WorkspaceError
+from windlass.core.errors import ReadError, WindlassError
 from windlass.core.paths import to_os
 from windlass.core.progress import Progress
 from windlass.core.sandbox import Limits, Sandbox
@@ -149,23 +148,6 @@ def _parcels(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
         size += group.size
     if parcel:
         yield parcel
-
-
-def document_text(connection: sqlite3.Connection, doc_id: int) -> str | None:
-    """The canonical text of a document, None when it is gone.
-
-    Raises:
-        WorkspaceError: What is stored is damaged.
-    """
-    row = connection.execute("SELECT text FROM documents WHERE id = ?", (doc_id,)).fetchone()
-    if row is None:
-        return None
-    try:
-        return zlib.decompress(row[0]).decode("utf-8", "surrogatepass")
-    except (zlib.error, UnicodeDecodeError) as error:
-        raise WorkspaceError(
-            f"the text of document {doc_id} is damaged: {error}", hint="run `windlass doctor FOLDER --repair`"
-        ) from error
 
 
 def _retry_after_reader_change(workspace: Workspace) -> None:

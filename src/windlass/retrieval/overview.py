@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from windlass.core.workspace import Workspace
 from windlass.lake.document import Column
 from windlass.lake.scan import Catalog
+from windlass.lake.stored import stored_columns
+from windlass.lake.survey import ContainedTable, NearCopy, contained_tables, near_copies
 from windlass.retrieval.embedding import count_missing
 
 
@@ -51,6 +53,9 @@ class Overview:
         by_state: Files in each state.
         duplicates: Groups of files with equal content, the one to keep in front.
         duplicate_bytes: What the other copies take.
+        contained: Tables all of whose rows are in another one, as of the last survey.
+        contained_bytes: What the files of those tables take.
+        near_copies: Files whose texts are nearly the same.
         failed: (path, reason, message) of files that could not be read.
         passages: Searchable passages.
         embedded: (with vectors, wanting vectors).
@@ -66,6 +71,9 @@ class Overview:
     failed: list[tuple[str, str, str]]
     passages: int
     embedded: tuple[int, int]
+    contained: list[ContainedTable] = field(default_factory=list)
+    contained_bytes: int = 0
+    near_copies: list[NearCopy] = field(default_factory=list)
     encoder: str | None = None
     model: str | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -94,7 +102,7 @@ def list_tables(workspace: Workspace) -> list[TableInfo]:
             " ORDER BY file, tables.id"
         )
         return [
-            TableInfo(row[0], row[1], row[7], row[2], row[3], _columns(row[4]), tuple(json.loads(row[5])), row[6])
+            TableInfo(row[0], row[1], row[7], row[2], row[3], stored_columns(row[4]), tuple(json.loads(row[5])), row[6])
             for row in rows
             if row[7] is not None
         ]
@@ -109,6 +117,7 @@ def overview(workspace: Workspace, fingerprint: str | None) -> Overview:
         missing = count_missing(workspace, fingerprint or "")
         passages = connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
         tables = list_tables(workspace)
+        contained, near = contained_tables(workspace), near_copies(workspace)
     by_kind: dict[str, tuple[int, int]] = {}
     by_state: dict[str, int] = {}
     for file in files:
@@ -128,8 +137,7 @@ def overview(workspace: Workspace, fingerprint: str | None) -> Overview:
         failed=[(file.path, file.reason or "broken", file.message or "") for file in files if file.state == "failed"],
         passages=passages,
         embedded=(wanting - missing, wanting),
+        contained=contained,
+        contained_bytes=sum(table.bytes for table in contained),
+        near_copies=near,
     )
-
-
-def _columns(text: str) -> tuple[Column, ...]:
-    return tuple(Column(**{**column, "samples": tuple(column["samples"])}) for column in json.loads(text))

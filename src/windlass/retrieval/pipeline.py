@@ -25,6 +25,8 @@ from windlass.core.progress import Progress, Silent
 from windlass.core.settings import Settings
 from windlass.core.workspace import Workspace
 from windlass.lake.scan import Catalog, ScanDelta
+from windlass.lake.stored import document_text
+from windlass.lake.survey import survey
 from windlass.retrieval import embedding, indexing
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.hybrid import HybridRetriever
@@ -133,7 +135,11 @@ class Pipeline:
         with self._loading:
             if not isinstance(self._encoder, str):
                 return self._encoder
-            loaded = self._load("encoder", _load_encoder, self.settings.models.encoder)
+            loaded = self._load(
+                "encoder",
+                lambda name: _load_encoder(name, self.settings.models.encoder_precision),
+                self.settings.models.encoder,
+            )
             if loaded is not None:  # else it may be on its way
                 self._encoder = loaded
             return loaded
@@ -193,6 +199,17 @@ class Pipeline:
         report.seconds = clock.seconds
         return report
 
+    def survey(self, progress: Progress | None = None) -> int:
+        """Profile new tables, find tables in tables and near-copies of texts; returns how many things were new.
+
+        Raises:
+            WorkspaceLocked: Another process is indexing this folder.
+            StorageError: The disk is full or failing; what was committed stays.
+            Cancelled: Stopped through `progress`; what was committed stays.
+        """
+        with self.workspace.acquire():
+            return survey(self.workspace, progress)
+
     def search(self, query: str, k: int | None = None, *, mode: SearchMode = "hybrid") -> list[Hit]:
         """The `k` passages that fit the query best.
 
@@ -244,7 +261,7 @@ class Pipeline:
                     model=self.model if mode == "generate" else None,
                     mode=mode,
                     idf=self._lexical.idf,
-                    document_text=lambda doc_id: indexing.document_text(connection, doc_id) or "",
+                    document_text=lambda doc_id: document_text(connection, doc_id) or "",
                     on_token=on_token,
                 )
         clock.lap("answer")
@@ -284,7 +301,7 @@ class Pipeline:
             NotFound: The document is not there (any more).
         """
         with self.workspace.reading() as connection:
-            text = indexing.document_text(connection, doc_id)
+            text = document_text(connection, doc_id)
         if text is None:
             raise NotFound(f"no document {doc_id}", hint="its file may have changed; search again")
         return text
@@ -394,11 +411,11 @@ class _Stopwatch:
         self._last = now
 
 
-def _load_encoder(name: str) -> Encoder:
+def _load_encoder(name: str, precision: str) -> Encoder:
     from windlass.models.encoder import BertEncoder
     from windlass.models.store import locate
 
-    return BertEncoder.load(locate(name))
+    return BertEncoder.load(locate(name), precision="float32" if precision == "float32" else "int8")
 
 
 def _load_model(name: str) -> ChatModel:

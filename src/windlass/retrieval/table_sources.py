@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from windlass.core.errors import NotFound
 from windlass.core.workspace import Workspace
 from windlass.lake.document import Column
+from windlass.lake.stored import document_text
 from windlass.lake.table_data import table_data
-from windlass.retrieval.indexing import document_text
 from windlass.retrieval.overview import list_tables
 from windlass.retrieval.table_questions import TableSource
 

@@ -20,6 +20,9 @@ def register(app: typer.Typer) -> None:
 def doctor(
     folder: Annotated[Path | None, typer.Argument(help="A folder whose workspace is checked as well.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Set a damaged index aside, to be built again.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine for the simulator and the planners (20 s).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check the installation, the models and a folder's index.
@@ -35,6 +38,8 @@ def doctor(
         raise UsageError("--repair needs a folder", hint="windlass doctor FOLDER --repair")
     findings: dict[str, Any] = {"machine": _machine(), "models": _models()}
     problems = list(findings["models"]["problems"])
+    if calibrate:
+        findings["calibration"] = _calibrate(quiet=as_json)
     if folder is not None:
         findings["workspace"] = _workspace(folder, repair)
         problems += findings["workspace"]["problems"]
@@ -61,6 +66,26 @@ def _machine() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "free_disk_bytes": storage.free_bytes(home if home.exists() else Path("/")),
         "sqlite": __import__("sqlite3").sqlite_version,
+    }
+
+
+def _calibrate(*, quiet: bool) -> dict[str, Any]:
+    from windlass.app.terminal import TerminalProgress
+    from windlass.sim import calibrate
+
+    progress = TerminalProgress(quiet=quiet)
+    try:
+        found = calibrate.calibrate(progress)
+    finally:
+        progress.close()
+    fitted = found.efficiency
+    return {
+        "gflops": round(found.flops["fp32"] / 1e9, 1),
+        "memory_gb_per_s": round(found.mem_bw / 1e9, 1),
+        "disk_gb_per_s": round(found.tiers[-1].read_bw / 1e9, 2),
+        "empty_operation_us": round(found.kernel_launch_s * 1e6, 2),
+        "error": f"{fitted.error:.0%} on average over {fitted.fitted_on}",
+        "record": str(calibrate.record_path()),
     }
 
 

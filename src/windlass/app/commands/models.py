@@ -1,4 +1,4 @@
-"""`windlass models`: fetch, list and remove models."""
+"""`windlass models`: fetch, list, inspect and remove models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from windlass.app.options import AsJson
 
 _models = typer.Typer(
-    help="Models on this machine: fetch, list, remove.\n\nExample: windlass models pull",
+    help="Models on this machine: fetch, list, inspect, remove.\n\nExample: windlass models pull",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -116,3 +116,47 @@ def path(name: Annotated[str, typer.Argument(help="A name, a folder or a .gguf f
     from windlass.models import store
 
     print(store.locate(name))
+
+
+@_models.command()
+def inspect(
+    name: Annotated[str, typer.Argument(help="A name, a folder or a .gguf file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a model is: shape, formats, memory, tokenizer, and which engine runs it. Nothing is loaded.
+
+    Example: windlass models inspect smollm2-135m-instruct
+    """
+    from dataclasses import asdict
+
+    from windlass.app import terminal
+    from windlass.models import store
+    from windlass.models.description import describe
+
+    found = describe(store.locate(name))
+    if as_json:
+        terminal.print_json({**asdict(found), "memory_at_full_context": found.memory_at_full_context})
+        return
+    size = terminal.size
+    active = f", {found.active_parameters:,} active" if found.active_parameters < found.parameters else ""
+    experts = f", {found.active_experts} of {found.experts} experts" if found.experts else ""
+    window = f", of which a token sees {found.sliding_window:,}" if found.sliding_window else ""
+    template = "with" if found.chat_template else "without"
+    tokenizer = f"{found.tokenizer:,} pieces, {template} a chat template"
+    rows = [
+        ("path", found.path),
+        ("architecture", f"{found.architecture}: {found.layers} layers of {found.hidden_size}{experts}"),
+        ("heads", f"{found.heads}, {found.key_heads} of keys"),
+        ("parameters", f"{found.parameters:,}{active}"),
+        ("context", f"{found.context:,} tokens{window}"),
+        ("tokenizer", tokenizer if found.tokenizer is not None else f"none ({found.tokenizer_fault})"),
+        ("engine", found.engine if found.obstacle is None else f"{found.engine}; not compiled: {found.obstacle}"),
+        ("memory", f"{size(found.weight_bytes)} weights, {size(found.cache_bytes_per_token)} a token"),
+        ("", f"{size(found.memory_at_full_context)} at full context"),
+    ]
+    for label, value in rows:
+        print(f"{label:14}{value}")
+    print(f"\n{'format':10}{'tensors':>9}{'parameters':>16}{'bytes':>12}")
+    for share in found.formats:
+        fault = "" if share.readable else "  cannot be read"
+        print(f"{share.format:10}{share.tensors:>9}{share.parameters:>16,}{size(share.nbytes):>12}{fault}")

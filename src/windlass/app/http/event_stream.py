@@ -1,4 +1,4 @@
-"""Server-sent events for one generation: errors come in band, and the work ends when the client leaves."""
+"""Server-sent events for one call: errors come in band, and the work ends when the client leaves."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from windlass.app.http.generation import Generation
 from windlass.app.http.replies import error_body, error_of, log
 from windlass.core.errors import WindlassError
 
+T = TypeVar("T", covariant=True)
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
@@ -24,19 +24,31 @@ def event(data: Any) -> bytes:
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
+class Cancellable(Protocol):
+    """Work that can be stopped."""
+
+    def cancel(self) -> None: ...
+
+
+class Awaited(Cancellable, Protocol[T]):
+    """Work that ends with a result."""
+
+    async def result(self) -> T: ...
+
+
 class EventStream(Response):
-    """Sends what `events` yields; whatever ends the sending also ends the generation.
+    """Sends what `events` yields; whatever ends the sending also ends the call.
 
     Args:
-        generation: The work behind the stream.
+        call: The work behind the stream.
         events: Makes the stream's bytes; a `WindlassError` out of it becomes an error event.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation[Any], events: Callable[[], AsyncIterator[bytes]]) -> None:
+    def __init__(self, call: Cancellable, events: Callable[[], AsyncIterator[bytes]]) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        self._generation = generation
+        self._call = call
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +57,7 @@ class EventStream(Response):
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._generation.cancel()
+            self._call.cancel()
             unfinished = [task for task in (sending, leaving) if not task.done()]
             for task in unfinished:
                 task.cancel()
@@ -74,18 +86,18 @@ class EventStream(Response):
             )
 
 
-async def until_disconnect(request: Request, generation: Generation[Any]) -> Any:
-    """The generation's result; a client that leaves meanwhile takes its work with it.
+async def until_disconnect(request: Request, call: Awaited[T]) -> T:
+    """The call's result; a client that leaves meanwhile takes its work with it.
 
     Raises:
         Cancelled: The client left.
     """
     leaving = asyncio.ensure_future(_disconnected(request.receive))
-    leaving.add_done_callback(lambda task: None if task.cancelled() else generation.cancel())
+    leaving.add_done_callback(lambda task: None if task.cancelled() else call.cancel())
     try:
-        return await generation.result()
+        return await call.result()
     finally:
-        generation.cancel()
+        call.cancel()
         leaving.cancel()
 
 

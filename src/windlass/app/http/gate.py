@@ -1,8 +1,9 @@
 """The one door in front of every route: nothing reaches the application that has not passed here.
 
 In order: the `Host` and `Origin` headers (a page of another site may not use a server on this machine, also not by
-DNS rebinding), the key (every route but `/health`, by default and not by list), the size and speed of the body. On
-the way out: request id, security headers, metrics, and an end for clients that do not read their answer.
+DNS rebinding), the key (every route but `/health`, by default and not by list), what the key's tenant may use and how
+much of it, the size and speed of the body. On the way out: request id, security headers, metrics, and an end for
+clients that do not read their answer.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.app.http import content_policy, sign_in
+from windlass.app.http.openai_schema import FOLDER_MODEL
 from windlass.app.http.replies import error_body
-from windlass.app.http.services import Services
+from windlass.app.http.services import Caller, Services
+from windlass.app.http.tenants import LOCAL, Tenant
 
 log = logging.getLogger("windlass.http")
 
 OPEN_PATH = "/health"
-_API_PREFIXES = ("/v1/", "/api/", "/health", "/ready", "/metrics", "/openapi.json")
+UPLOAD_PATH = "/v1/files"
+_API_PREFIXES = ("/v1/", "/api/", "/tokenize", "/detokenize", "/health", "/ready", "/metrics", "/openapi.json")
+# What a tenant that may not use the folder reaches all the same; the rest is the folder's search and page.
+_NOT_OF_THE_FOLDER = ("/v1/", "/tokenize", "/detokenize", "/ready", "/openapi.json")
+_ADMIN_PATHS = ("/metrics", "/v1/adapters", "/v1/cache/")
+_COUNTED = ("/v1/", "/api/", "/tokenize", "/detokenize")
 
 
 class Gate:
@@ -45,7 +53,9 @@ class Gate:
         self._doorkeeper = doorkeeper
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if "windlass_caller" in scope:  # a batch's request, made in this process; nothing from outside can set it
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
@@ -56,11 +66,9 @@ class Gate:
         started = time.monotonic()
         answer = _Answer(send, scope, self._limits.send_seconds)
         try:
-            body = await self._admit(scope, receive, answer)
-            if body is not None:
-                _hand_over(scope, self._services)
-                await self._app(scope, _replay(body, receive), answer.send)
-                await answer.flush()
+            tenant = await self._admit(scope, receive, answer)
+            if tenant is not None:
+                await self._serve(tenant, scope, receive, answer)
         except _ClientStalled:
             # Returning with the answer unfinished makes the server close the connection.
             log.info("%s: the client did not read its answer and was dropped", answer.request_id)
@@ -72,33 +80,64 @@ class Gate:
         finally:
             self._count(scope, answer.status, time.monotonic() - started)
 
-    async def _admit(self, scope: Scope, receive: Receive, answer: _Answer) -> bytes | None:
-        """The request's body, or None when the request was answered here."""
+    async def _admit(self, scope: Scope, receive: Receive, answer: _Answer) -> Tenant | None:
+        """Who sends the request, or None when it was answered here."""
         headers = Headers(scope=scope)
         problem = self._foreign(headers, scope)
         if problem:
             await answer.refuse(403, problem, code="foreign_origin")
             return None
         if scope["path"] == sign_in.PATH and scope["method"] == "POST" and not self._doorkeeper.open:
-            form = await self._body(headers, receive, answer)
+            form = await self._body(scope, receive, answer)
             if form is not None:
                 await self._sign_in(form, answer)
             return None
-        if scope["path"] != OPEN_PATH and not self._admits(headers):
+        if scope["path"] == OPEN_PATH:
+            return LOCAL
+        tenant = self._tenant(headers)
+        if tenant is None:
             await self._ask_for_key(scope, headers, answer)
             return None
-        return await self._body(headers, receive, answer)
+        problem = _forbidden(tenant, scope["path"])
+        if problem:
+            await answer.refuse(403, problem, code="not_permitted")
+            return None
+        return tenant
+
+    async def _serve(self, tenant: Tenant, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        """Count the request, read its body, and hand it to the application."""
+        admission = self._services.admission
+        counted = scope["path"].startswith(_COUNTED)
+        if counted:
+            refusal = admission.enter(tenant)
+            answer.limits = admission.headers(tenant)
+            if refusal is not None:
+                self._services.metrics.rejected.labels(refusal.code).inc()
+                wait = {"retry-after": str(refusal.retry_after)}
+                message = f"{refusal.message}; try again in {refusal.retry_after} s"
+                await answer.refuse(429, message, code=refusal.code, headers=wait)
+                return
+        try:
+            body = await self._body(scope, receive, answer)
+            if body is not None:
+                _hand_over(scope, self._services, Caller(tenant, answer.request_id))
+                await self._app(scope, _replay(body, receive), answer.send)
+                await answer.flush()
+        finally:
+            if counted:
+                admission.leave(tenant)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if self._foreign(headers, scope) or not self._admits(headers):
+        tenant = None if self._foreign(headers, scope) else self._tenant(headers)
+        if tenant is None or _forbidden(tenant, scope["path"]):
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "not allowed"})
             return
-        _hand_over(scope, self._services)
+        _hand_over(scope, self._services, Caller(tenant, ""))
         await self._app(scope, receive, send)
 
-    def _admits(self, headers: Headers) -> bool:
+    def _tenant(self, headers: Headers) -> Tenant | None:
         return self._doorkeeper.admits(headers.get("authorization", ""), headers.get("cookie", ""))
 
     def _foreign(self, headers: Headers, scope: Scope) -> str:
@@ -120,9 +159,9 @@ class Gate:
             return "the request comes from another site's page"
         return ""
 
-    async def _body(self, headers: Headers, receive: Receive, answer: _Answer) -> bytes | None:
-        limit = self._limits.body_bytes
-        declared = headers.get("content-length", "0")
+    async def _body(self, scope: Scope, receive: Receive, answer: _Answer) -> bytes | None:
+        limit = self._limits.upload_bytes if scope["path"] == UPLOAD_PATH else self._limits.body_bytes
+        declared = Headers(scope=scope).get("content-length", "0")
         too_long = f"the body is longer than the limit of {limit:,} bytes"
         if declared.isdigit() and int(declared) > limit:
             await answer.refuse(413, too_long, headers={"connection": "close"})
@@ -180,6 +219,7 @@ class _Answer:
         self.request_id = "req_" + secrets.token_hex(12)
         self.status = 0
         self.begun = False
+        self.limits: dict[str, str] = {}
         self._send = send
         self._seconds = send_seconds
         self._is_data = scope["path"].startswith(_API_PREFIXES)
@@ -239,6 +279,7 @@ class _Answer:
 
     def _secure(self, headers: MutableHeaders) -> None:
         headers["x-request-id"] = self.request_id
+        headers.update(self.limits)
         headers["x-content-type-options"] = "nosniff"
         headers["x-frame-options"] = "DENY"
         headers["referrer-policy"] = "same-origin"
@@ -274,8 +315,18 @@ def is_loopback_name(host: str) -> bool:
         return False
 
 
-def _hand_over(scope: Scope, services: Services) -> None:
+def _forbidden(tenant: Tenant, path: str) -> str:
+    """Why a tenant may not use `path`; empty when it may."""
+    if path.startswith(_ADMIN_PATHS) and not tenant.admin:
+        return f"{tenant.name} may not use {path}: it needs the owner's key"
+    if not path.startswith((*_NOT_OF_THE_FOLDER, *_ADMIN_PATHS)) and not tenant.may_use(FOLDER_MODEL):
+        return f"{tenant.name} may not use this folder"
+    return ""
+
+
+def _hand_over(scope: Scope, services: Services, caller: Caller) -> None:
     scope["windlass"] = services
+    scope["windlass_caller"] = caller
     # Only a proxy that we know could be believed, and we know none.
     scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(b"x-forwarded-")]
 

@@ -16,9 +16,11 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+from windlass.app.http.completion import Completion, Piece
 from windlass.app.http.metrics import Metrics
-from windlass.app.http.replies import ApiError, QueueFull
-from windlass.core.errors import Cancelled
+from windlass.app.http.replies import ApiError
+from windlass.app.http.tenants import LOCAL
+from windlass.core.errors import Cancelled, QueueFull
 from windlass.core.progress import Silent
 
 T = TypeVar("T")
@@ -67,6 +69,10 @@ class Generation(Silent, Generic[T]):
     @property
     def done(self) -> bool:
         return self._future.done()
+
+    def when_done(self, tell: Callable[[], object]) -> None:
+        """Call `tell` once it is over, in whatever way and thread; at once when it is over already."""
+        self._future.add_done_callback(lambda _: tell())
 
     async def pieces(self, silence: float) -> AsyncIterator[str]:
         """The text so far, then more as it comes; an empty string after every `silence` seconds without any."""
@@ -136,8 +142,12 @@ class GenerationQueue:
     def has_room(self) -> bool:
         return not self._closing and self.depth <= self._waiting
 
-    def submit(self, work: Callable[[Generation[T]], T]) -> Generation[T]:
+    def submit(self, work: Callable[[Generation[T]], T], tenant: str = LOCAL.name) -> Generation[T]:
         """Put `work` in the queue. It runs in the model's thread and gets its own handle.
+
+        Args:
+            work: What to do.
+            tenant: For whom; its times are counted under this name.
 
         Raises:
             QueueFull: Too many wait already.
@@ -150,13 +160,13 @@ class GenerationQueue:
                 self._metrics.rejected.labels("queue_full").inc()
                 raise QueueFull(f"{self.depth} requests are running or waiting for the model", self.retry_after())
             generation: Generation[T] = Generation(asyncio.get_running_loop())
-            generation.on_first_piece = lambda: self._metrics.first_token.observe(
+            generation.on_first_piece = lambda: self._metrics.first_token.labels(tenant).observe(
                 time.monotonic() - generation.submitted
             )
             self._open.add(generation)
         future = self._thread.submit(self._run, work, generation)
         generation._attach(future)
-        future.add_done_callback(lambda _: self._forget(generation))
+        future.add_done_callback(lambda _: self._forget(generation, tenant))
         return generation
 
     def retry_after(self) -> int:
@@ -180,10 +190,29 @@ class GenerationQueue:
         try:
             return work(generation)
         finally:
-            seconds = time.monotonic() - started
-            self._durations.append(seconds)
-            self._metrics.generation.observe(seconds)
+            self._durations.append(time.monotonic() - started)
 
-    def _forget(self, generation: Generation[Any]) -> None:
+    def _forget(self, generation: Generation[Any], tenant: str) -> None:
+        self._metrics.end_to_end.labels(tenant).observe(time.monotonic() - generation.submitted)
         with self._lock:
             self._open.discard(generation)
+
+
+class QueueCall:
+    """A completion that is made in the queue; see `Call`."""
+
+    def __init__(self, generation: Generation[Completion]) -> None:
+        self._generation = generation
+
+    def cancel(self) -> None:
+        self._generation.cancel()
+
+    def when_done(self, tell: Callable[[], object]) -> None:
+        self._generation.when_done(tell)
+
+    async def pieces(self, silence: float) -> AsyncIterator[Piece | None]:
+        async for text in self._generation.pieces(silence):
+            yield Piece(0, text) if text else None
+
+    async def result(self) -> Completion:
+        return await self._generation.result()

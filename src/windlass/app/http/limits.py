@@ -11,6 +11,7 @@ class Limits:
 
     Attributes:
         body_bytes: Longest request body; more is answered with 413.
+        upload_bytes: The same for a file of a batch.
         header_seconds: How long a connection may take to send a request's headers.
         body_seconds: How long a client may pause while it sends a body.
         send_seconds: How long a client may refuse to read its answer before it is dropped.
@@ -23,6 +24,7 @@ class Limits:
     """
 
     body_bytes: int = 8 << 20
+    upload_bytes: int = 64 << 20
     header_seconds: float = 20.0
     body_seconds: float = 30.0
     send_seconds: float = 30.0

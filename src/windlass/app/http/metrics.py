@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_GENERATION_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 
 
 class Metrics:
@@ -30,20 +30,16 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=self.registry,
         )
-        self.first_token = Histogram(
-            "windlass_ttft_seconds",
-            "Time from submission to the first text, waiting included",
-            buckets=_GENERATION_BUCKETS,
-            registry=self.registry,
-        )
-        self.generation = Histogram(
-            "windlass_generation_seconds",
-            "Time the model was busy with one request",
-            buckets=_GENERATION_BUCKETS,
-            registry=self.registry,
-        )
+        self.first_token = self._by_tenant("ttft", "Time from a request to its first token, waiting included")
+        self.between_tokens = self._by_tenant("tbt", "Time between two tokens of one answer")
+        self.end_to_end = self._by_tenant("e2e", "Time from a request to its last token, waiting included")
         self.rejected = Counter(
             "windlass_rejected", "Requests refused before any work", ("code",), registry=self.registry
+        )
+
+    def _by_tenant(self, name: str, meaning: str) -> Histogram:
+        return Histogram(
+            f"windlass_{name}_seconds", meaning, ("tenant",), buckets=_TOKEN_BUCKETS, registry=self.registry
         )
 
     def watch(self, read: Callable[[], dict[str, float | dict[str, float]]]) -> None:

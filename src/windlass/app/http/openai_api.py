@@ -1,4 +1,4 @@
-"""The OpenAI-compatible routes: models, chat completions, embeddings.
+"""The OpenAI-compatible routes: models, chat and text completions, embeddings; and an end for a running request.
 
 Two models chat: the plain language model under its own name, and `windlass`, which answers the last user message
 from the folder and says in the extension field `windlass` where the answer stands.
@@ -7,21 +7,31 @@ from the folder and says in the extension field `windlass` where the answer stan
 from __future__ import annotations
 
 import base64
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from windlass.app.http.event_stream import DONE, PING, EventStream, event, until_disconnect
-from windlass.app.http.generation import Generation
-from windlass.app.http.openai_schema import ChatRequest, EmbeddingRequest
+from windlass.app.http.best_of import BestOf
+from windlass.app.http.completion import Call, Choice, Completion
+from windlass.app.http.engine_call import EngineCall
+from windlass.app.http.engine_model import LONGEST_TOKEN, EngineModel, too_long
+from windlass.app.http.event_stream import EventStream, until_disconnect
+from windlass.app.http.generation import Generation, QueueCall
+from windlass.app.http.openai_replies import ChatReply, Reply, TextReply
+from windlass.app.http.openai_schema import (
+    FOLDER_MODEL,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    SamplingBody,
+    conversation,
+)
 from windlass.app.http.replies import ApiError, plain
-from windlass.app.http.services import FOLDER_MODEL, Services, services_of
+from windlass.app.http.services import CHARGED, Caller, Services, caller_of, services_of
+from windlass.app.http.tenants import Tenant
 from windlass.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,68 +40,72 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1")
 
-# No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
-_LONGEST_TOKEN = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Completion:
-    """A finished answer. `extra` goes beside the choices."""
-
-    text: str
-    finish: str
-    prompt_tokens: int
-    completion_tokens: int
-    extra: dict[str, Any]
-
-    @property
-    def usage(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
-
 
 @router.get("/models")
 async def list_models(request: Request) -> JSONResponse:
     """Every model that can be asked for."""
-    return JSONResponse({"object": "list", "data": await _models(services_of(request))})
+    return JSONResponse({"object": "list", "data": await _models(services_of(request), caller_of(request).tenant)})
 
 
 @router.get("/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> JSONResponse:
     """One model."""
-    for model in await _models(services_of(request)):
+    for model in await _models(services_of(request), caller_of(request).tenant):
         if model["id"] == model_id:
             return JSONResponse(model)
-    raise _no_such_model(model_id)
+    raise no_such_model(model_id)
 
 
 @router.post("/chat/completions")
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """An answer, whole or as a stream of events."""
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
     body.check()
-    work = await _work(services, body)
-    generation = services.queue.submit(work)
-    reply = _Reply("chatcmpl-" + uuid.uuid4().hex, int(time.time()), body.model)
-    if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        silence = services.limits.heartbeat_seconds
-        return EventStream(generation, lambda: reply.events(generation, silence, include_usage))
-    completion: _Completion = await until_disconnect(request, generation)
-    return JSONResponse(reply.whole(completion))
+    call = await _chat(services, caller, body)
+    return await _answer(request, call, ChatReply(body.model, body.n or 1), body)
+
+
+@router.post("/completions")
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    """Raw prompts continued."""
+    services, caller = services_of(request), caller_of(request)
+    body.check()
+    body.check_for_model()
+    if body.model != services.chat_model_id or not caller.tenant.may_use(body.model):
+        raise no_such_model(body.model)
+    engine = await services.call(services.engine)
+    if engine is None:
+        raise ApiError(400, f"{body.model} only chats", param="model", code="feature_unavailable")
+    tokenizer = engine.model.tokenizer
+    prompts = [tokenizer.prompt(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
+    call: Call = _start(services, caller, engine, prompts, body, answers=body.best_of)
+    answers = body.n or 1
+    if body.best_of is not None and body.best_of > answers:
+        call = BestOf(call, len(prompts), answers, with_tokens=body.logprobs is not None)
+    echoes: tuple[str, ...] = ()
+    if body.echo:
+        texts = [tokenizer.decode(prompt) if isinstance(prompt, list) else prompt for prompt in body.prompts]
+        echoes = tuple(text for text in texts for _ in range(answers))
+    return await _answer(request, call, TextReply(body.model, len(prompts) * answers, echoes), body)
+
+
+@router.delete("/requests/{request_id}")
+async def cancel_request(request: Request, request_id: str) -> JSONResponse:
+    """Stop a running or waiting request by the id that its answer's `x-request-id` header carries."""
+    if not services_of(request).cancel(caller_of(request).tenant, request_id):
+        raise ApiError(404, f"no request {request_id[:80]!r} is running", code="request_not_found")
+    return JSONResponse({"id": request_id, "object": "request", "cancelled": True})
 
 
 @router.post("/embeddings")
 async def embeddings(request: Request, body: EmbeddingRequest) -> JSONResponse:
     """One vector for each input, in order."""
-    services = services_of(request)
-    if body.model != services.encoder_id:
-        raise _no_such_model(body.model)
+    services, tenant = services_of(request), caller_of(request).tenant
+    if body.model != services.encoder_id or not tenant.may_use(body.model):
+        raise no_such_model(body.model)
     texts = body.texts()
     vectors, tokens = await services.call(_embed, services, texts, body.dimensions)
+    services.admission.charge(tenant, tokens)
     as_text = body.encoding_format == "base64"
     data = [
         {
@@ -105,41 +119,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> JSONResponse:
     return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
 
 
-class _Reply:
-    """The frame that all parts of one answer share."""
-
-    def __init__(self, reply_id: str, created: int, model: str) -> None:
-        self._id, self._created, self._model = reply_id, created, model
-
-    def whole(self, completion: _Completion) -> dict[str, Any]:
-        message = {"role": "assistant", "content": completion.text}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": completion.finish}
-        return {**self._frame("chat.completion"), "choices": [choice], "usage": completion.usage, **completion.extra}
-
-    async def events(
-        self, generation: Generation[_Completion], silence: float, include_usage: bool
-    ) -> AsyncIterator[bytes]:
-        """Role, text as it comes, the reason for the end, the usage if wanted, `[DONE]`."""
-        # A client that asked for usage finds `usage: null` in every chunk but the last.
-        no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
-        yield self._chunk({"role": "assistant", "content": ""}, None, no_usage)
-        async for piece in generation.pieces(silence):
-            yield self._chunk({"content": piece}, None, no_usage) if piece else PING
-        completion = await generation.result()
-        yield self._chunk({}, completion.finish, {**no_usage, **completion.extra})
-        if include_usage:
-            yield event({**self._frame("chat.completion.chunk"), "choices": [], "usage": completion.usage})
-        yield DONE
-
-    def _chunk(self, delta: dict[str, Any], finish: str | None, extra: dict[str, Any]) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return event({**self._frame("chat.completion.chunk"), "choices": [choice], **extra})
-
-    def _frame(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-
-
-async def _models(services: Services) -> list[dict[str, Any]]:
+async def _models(services: Services, tenant: Tenant) -> list[dict[str, Any]]:
     """Only models that would answer are listed, so the first call loads them."""
     names = [FOLDER_MODEL]
     if services.chat_model_id and await services.call(lambda: services.pipeline.model) is not None:
@@ -147,56 +127,96 @@ async def _models(services: Services) -> list[dict[str, Any]]:
     if services.encoder_id and await services.call(lambda: services.pipeline.encoder) is not None:
         names.append(services.encoder_id)
     created = int(services.started)
-    return [{"id": name, "object": "model", "created": created, "owned_by": "windlass"} for name in names]
+    shown = filter(tenant.may_use, names)
+    return [{"id": name, "object": "model", "created": created, "owned_by": "windlass"} for name in shown]
 
 
-async def _work(services: Services, body: ChatRequest) -> Callable[[Generation[_Completion]], _Completion]:
-    """What the model's thread shall do for this request; all that can be refused is refused here."""
-    if body.model == FOLDER_MODEL:
-        return _folder_work(services, body)
-    if body.model == services.chat_model_id:
-        return await services.call(_chat_work, services, body)
-    raise _no_such_model(body.model)
+async def _answer(request: Request, call: Call, reply: Reply, body: SamplingBody) -> Response:
+    if body.stream:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        silence = services_of(request).limits.heartbeat_seconds
+        return EventStream(call, lambda: reply.events(call, silence, include_usage))
+    return JSONResponse(reply.whole(await until_disconnect(request, call)))
 
 
-def _chat_work(services: Services, body: ChatRequest) -> Callable[[Generation[_Completion]], _Completion]:
+async def _chat(services: Services, caller: Caller, body: ChatRequest) -> Call:
+    """The call under way; all that can be refused is refused here."""
+    if caller.tenant.may_use(body.model):
+        if body.model == FOLDER_MODEL:
+            body.check_for_folder()
+            return QueueCall(services.submit(caller, _folder_work(services, caller.tenant, body)))
+        if body.model == services.chat_model_id:
+            body.check_for_model()
+            return await _model_chat(services, caller, body)
+    raise no_such_model(body.model)
+
+
+async def _model_chat(services: Services, caller: Caller, body: ChatRequest) -> Call:
+    messages = conversation(body.messages)
+    model = await services.call(services.chat_model)
+    if sum(len(message["content"]) for message in messages) > model.context_length * LONGEST_TOKEN:
+        raise too_long("more", body.token_limit or 1, model.context_length)
+    engine = await services.call(services.engine)
+    if engine is None:
+        body.check_without_engine(body.model)
+        return QueueCall(services.submit(caller, await services.call(_chat_work, services, caller.tenant, body)))
+    prompt = await services.call(engine.model.tokenizer.chat, messages)
+    return _start(services, caller, engine, [prompt], body)
+
+
+def _start(
+    services: Services,
+    caller: Caller,
+    engine: EngineModel,
+    prompts: list[list[int]],
+    body: SamplingBody,
+    answers: int | None = None,
+) -> EngineCall:
+    most = services.pipeline.settings.server.max_tokens
+    call = engine.start(prompts, body, caller.tenant, services.metrics, most_tokens=most, answers=answers)
+    call.when_done(lambda: services.admission.charge(caller.tenant, call.tokens_used))
+    services.track(caller, call)
+    return call
+
+
+def _chat_work(services: Services, tenant: Tenant, body: ChatRequest) -> Callable[[Generation[Completion]], Completion]:
     model = services.chat_model()
-    messages = body.conversation()
-    if body.windlass is not None:
-        raise ApiError(400, f"windlass: only for the model {FOLDER_MODEL}", param="windlass", code="invalid_value")
-    room = model.context_length
-    if sum(len(message["content"]) for message in messages) > room * _LONGEST_TOKEN:
-        raise _too_long("more", body.token_limit or 1, room)
-    prompt = model.count_chat(messages)
-    wanted = body.token_limit
+    messages = conversation(body.messages)
+    room, prompt, wanted = model.context_length, model.count_chat(messages), body.token_limit
     if prompt + (wanted or 1) > room:
-        raise _too_long(f"{prompt:,}", wanted or 1, room)
+        raise too_long(f"{prompt:,}", wanted or 1, room)
     most = min(wanted or room, room - prompt, services.pipeline.settings.server.max_tokens)
     options: dict[str, Any] = {"temperature": body.temperature, "top_p": body.top_p, "seed": body.seed}
     options = {name: value for name, value in options.items() if value is not None}
 
-    def work(generation: Generation[_Completion]) -> _Completion:
+    def work(generation: Generation[Completion]) -> Completion:
         pieces = []
-        for piece in model.chat(
-            messages, max_tokens=most, stop=body.stops, cancel=lambda: generation.cancelled, **options
-        ):
-            pieces.append(piece)
-            generation.emit(piece)
+        try:
+            for piece in model.chat(
+                messages, max_tokens=most, stop=body.stops, cancel=lambda: generation.cancelled, **options
+            ):
+                pieces.append(piece)
+                generation.emit(piece)
+        finally:
+            services.admission.charge(tenant, prompt + len(pieces))
         text = "".join(pieces)
         made = max(model.count(text), len(pieces))
-        return _Completion(text, "length" if made >= most else "stop", prompt, min(made, most), {})
+        finish = "length" if made >= most else "stop"
+        return Completion((Choice(0, text, finish),), prompt, min(made, most))
 
     return work
 
 
-def _folder_work(services: Services, body: ChatRequest) -> Callable[[Generation[_Completion]], _Completion]:
-    questions = [message for message in body.conversation() if message["role"] == "user"]
+def _folder_work(
+    services: Services, tenant: Tenant, body: ChatRequest
+) -> Callable[[Generation[Completion]], Completion]:
+    questions = [message for message in conversation(body.messages) if message["role"] == "user"]
     if not questions or not questions[-1]["content"].strip():
         raise ApiError(400, "messages: a question from the user is needed", param="messages", code="invalid_value")
     question = questions[-1]["content"]
     options = body.windlass
 
-    def work(generation: Generation[_Completion]) -> _Completion:
+    def work(generation: Generation[Completion]) -> Completion:
         answer = services.pipeline.ask(
             question,
             k=options.k if options else None,
@@ -205,8 +225,9 @@ def _folder_work(services: Services, body: ChatRequest) -> Callable[[Generation[
         )
         # The draft that `on_token` hears is checked afterwards, so only the checked sentences are sent.
         generation.emit(answer.text)
-        prompt, completion = answer.usage.get("prompt_tokens", 0), answer.usage.get("completion_tokens", 0)
-        return _Completion(answer.text, "stop", prompt, completion, {"windlass": evidence(answer)})
+        prompt, completion = (answer.usage.get(kind, 0) for kind in CHARGED)
+        services.admission.charge(tenant, prompt + completion)
+        return Completion((Choice(0, answer.text, "stop"),), prompt, completion, {"windlass": evidence(answer)})
 
     return work
 
@@ -264,17 +285,8 @@ def _counted(encoder: Encoder, texts: list[str]) -> int:
     return sum(lengths)
 
 
-def _too_long(prompt: str, wanted: int, room: int) -> ApiError:
-    return ApiError(
-        400,
-        f"the prompt has {prompt} tokens and {wanted:,} are to be made, the model holds {room:,} together",
-        hint="send less, or lower max_tokens",
-        param="messages",
-        code="context_length_exceeded",
-    )
-
-
-def _no_such_model(name: str) -> ApiError:
+def no_such_model(name: str) -> ApiError:
+    """What is answered for a model that is not there, or not for this tenant."""
     return ApiError(
         404, f"no model {name[:80]!r}", hint="GET /v1/models lists them", param="model", code="model_not_found"
     )

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from windlass.app.http.replies import ApiError
+from windlass.serving.request import SamplingParams
 
 MOST_MESSAGES = 1024
 MOST_INPUTS = 2048
 MOST_TOKENS = 1_000_000
+MOST_CHOICES = 128
+MOST_CHANCES = 20
+FOLDER_MODEL = "windlass"
+"""The model that answers from the folder."""
 LARGEST_SEED = (1 << 63) - 1
 
 # What these fields hold when a client means "nothing special"; anything else is refused rather than ignored.
 _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
@@ -27,7 +29,21 @@ _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
+    "suffix": (None, ""),
 }
+# What only the engine of this machine does: not the folder's quoting, not a model behind a URL.
+_OF_THE_ENGINE: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "top_k": (None, 0),
+    "min_p": (None, 0),
+}
+_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache")
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -70,28 +86,40 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
-class AskOptions(_Extension):
-    """The request object `windlass`: how a question over the folder is answered."""
+class WindlassOptions(_Extension):
+    """The request object `windlass`.
+
+    `k` and `mode` say how a question over the folder is answered; the others how a model's answer is scheduled:
+    larger `priority` first, not at all when it cannot be done in `deadline_ms`, and with `cache` off nothing of the
+    prompt is shared with other calls.
+    """
 
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Literal["auto", "extract", "generate"] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    deadline_ms: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
+    cache: Literal["on", "off"] | None = None
 
 
-class ChatRequest(_Body):
-    """`POST /v1/chat/completions`."""
+class SamplingBody(_Body):
+    """What chat and text completions have in common."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    windlass: AskOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    windlass: WindlassOptions | None = None
 
     def check(self) -> None:
         """Refuse what is well formed and not offered.
@@ -99,13 +127,62 @@ class ChatRequest(_Body):
         Raises:
             ApiError: 400, naming the field.
         """
-        if self.n not in (None, 1):
-            raise ApiError(400, f"n is {self.n}, only one choice is made", param="n", code="unsupported_value")
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options needs stream: true", param="stream_options", code="invalid_value")
         for name, value in (self.model_extra or {}).items():
             if name in _NOT_OFFERED and value not in _NOT_OFFERED[name]:
                 raise ApiError(400, f"{name} is not supported", param=name, code="unsupported_parameter")
+
+    def check_for_folder(self) -> None:
+        """Refuse what the model `windlass` does not do.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        self.check_without_engine(FOLDER_MODEL)
+        self._refuse_options(_OF_THE_MODEL, "not for the model windlass")
+
+    def check_without_engine(self, model: str) -> None:
+        """Refuse what only the engine of this machine does.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        for name, plain in _OF_THE_ENGINE.items():
+            if getattr(self, name, None) not in plain:
+                raise ApiError(400, f"{name} is not supported by {model}", param=name, code="unsupported_parameter")
+
+    def check_for_model(self) -> None:
+        """Refuse what only the model `windlass` does.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        self._refuse_options(_OF_THE_FOLDER, f"only for the model {FOLDER_MODEL}")
+
+    def params(self, most_tokens: int, answers: int | None = None) -> SamplingParams:
+        """How the engine draws tokens for this.
+
+        Args:
+            most_tokens: Of one answer.
+            answers: How many; None: as the body says.
+        """
+        return SamplingParams(
+            max_tokens=most_tokens,
+            temperature=self.temperature or 0.0,
+            top_p=self.top_p or 1.0,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            # Without a seed two calls should differ, as far as anything is left to chance.
+            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            stop=self.stops,
+            logprobs=self.token_chances,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=self._biases(),
+            n=answers or self.n or 1,
+        )
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -115,14 +192,106 @@ class ChatRequest(_Body):
 
     @property
     def token_limit(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def token_chances(self) -> int | None:
+        """How many likeliest tokens to report for each token; None for nothing."""
+        return None
+
+    def _biases(self) -> dict[int, float]:
+        try:
+            return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
+        except ValueError as error:
+            raise ApiError(400, "logit_bias: its keys must be token ids", param="logit_bias") from error
+
+    def _refuse_options(self, names: tuple[str, ...], why: str) -> None:
+        for name in names:
+            if self.windlass is not None and getattr(self.windlass, name) is not None:
+                raise ApiError(400, f"windlass.{name}: {why}", param=f"windlass.{name}", code="invalid_value")
+
+
+class ChatRequest(SamplingBody):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_CHANCES)] | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
+        if self.max_tokens == 0:
+            raise ApiError(400, "max_tokens: at least 1 is needed", param="max_tokens", code="invalid_value")
+
+    @property
+    def token_limit(self) -> int | None:
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
-    def conversation(self) -> list[dict[str, str]]:
-        """The messages as the model's chat template takes them."""
-        return [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text(place)}
-            for place, message in enumerate(self.messages)
-        ]
+    @property
+    def token_chances(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(SamplingBody):
+    """`POST /v1/completions`."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MOST_TOKENS)]
+        | Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(min_length=1, max_length=MOST_CHOICES)]
+    )
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_CHANCES)] | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ApiError(400, f"best_of is less than n, which is {self.n}", param="best_of", code="invalid_value")
+        if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
+            raise ApiError(400, "best_of cannot be streamed", param="best_of", code="invalid_value")
+        if self.echo and self.logprobs is not None:
+            raise ApiError(400, "logprobs of an echoed prompt are not offered", param="echo", code="unsupported_value")
+        if len(self.prompts) * (self.best_of or self.n or 1) > MOST_CHOICES:
+            raise ApiError(
+                400, f"at most {MOST_CHOICES} answers are made for one call", param="n", code="invalid_value"
+            )
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt as it came, text or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if all(isinstance(part, int) for part in self.prompt):
+            return [[part for part in self.prompt if isinstance(part, int)]]
+        return [part for part in self.prompt if not isinstance(part, int)]
+
+    @property
+    def token_limit(self) -> int | None:
+        # What text completions of this API have made since the first of them, when nothing was said.
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def token_chances(self) -> int | None:
+        if self.logprobs is None and self.best_of is not None:
+            return 0
+        return self.logprobs
+
+
+def conversation(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as the model's chat template takes them.
+
+    Raises:
+        ApiError: One has content that is not text.
+    """
+    return [
+        {"role": "system" if message.role == "developer" else message.role, "content": message.text(place)}
+        for place, message in enumerate(messages)
+    ]
 
 
 class EmbeddingRequest(_Body):

@@ -11,7 +11,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from windlass.core.errors import Busy, ModelError, WindlassError
+from windlass.core.errors import (
+    Cancelled,
+    ContextLengthError,
+    DeadlineError,
+    EngineBug,
+    ModelError,
+    NumericsError,
+    PoolExhausted,
+    QueueFull,
+    WindlassError,
+)
 
 log = logging.getLogger("windlass.http")
 
@@ -32,6 +42,18 @@ _CODES = {
     413: "body_too_large",
     429: "queue_full",
 }
+
+
+# The first that fits; what is not here has the status of its class.
+_KINDS: tuple[tuple[type[WindlassError], int, str], ...] = (
+    (Cancelled, 499, "cancelled"),
+    (ContextLengthError, 400, "context_length_exceeded"),
+    (DeadlineError, 503, "deadline_unreachable"),
+    (NumericsError, 500, "model_numerics"),
+    (ModelError, 503, "model_unavailable"),
+    (PoolExhausted, 503, "memory_exhausted"),
+    (EngineBug, 500, "internal_error"),
+)
 
 
 class ApiError(WindlassError):
@@ -62,14 +84,6 @@ class ApiError(WindlassError):
         self.headers = headers or {}
 
 
-class QueueFull(Busy):
-    """The queue is full; `retry_after` is the number of seconds after which a place is likely."""
-
-    def __init__(self, what: str, retry_after: int) -> None:
-        super().__init__(what, hint=f"try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The JSON object of an error."""
     return {
@@ -89,8 +103,9 @@ def error_of(error: WindlassError) -> tuple[int, dict[str, Any], dict[str, str]]
         return error.http_status, body, error.headers
     if isinstance(error, QueueFull):
         return 429, error_body(429, str(error)), {"retry-after": str(error.retry_after)}
-    if isinstance(error, ModelError):
-        return 503, error_body(503, str(error), code="model_unavailable"), {}
+    for kind, status, code in _KINDS:
+        if isinstance(error, kind):
+            return status, error_body(status, str(error), code=code), {}
     return error.http_status, error_body(error.http_status, str(error)), {}
 
 

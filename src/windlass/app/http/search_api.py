@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from windlass.app.http.event_stream import until_disconnect
 from windlass.app.http.generation import Generation
 from windlass.app.http.replies import plain
-from windlass.app.http.services import services_of
+from windlass.app.http.services import CHARGED, caller_of, services_of
 from windlass.retrieval.types import Answer
 
 router = APIRouter()
@@ -45,7 +45,7 @@ async def ready(request: Request) -> JSONResponse:
     """200 when questions are taken, 503 while the queue is full or the server stops."""
     services = services_of(request)
     overview = await services.overview()
-    state = "stopping" if services.draining else "ready" if services.queue.has_room else "busy"
+    state = "stopping" if services.draining else "ready" if services.has_room else "busy"
     body = {
         "status": state,
         "indexing": services.progress.snapshot().active,
@@ -78,14 +78,16 @@ async def search(
 @router.post("/api/ask")
 async def ask(request: Request, body: AskRequest) -> JSONResponse:
     """An answer with its citations, or an honest "not found" with the nearest passages."""
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
 
     def work(generation: Generation[Answer]) -> Answer:
-        return services.pipeline.ask(
+        answer = services.pipeline.ask(
             body.question, k=body.k, mode=body.mode, on_token=lambda _token: generation.check()
         )
+        services.admission.charge(caller.tenant, sum(answer.usage.get(kind, 0) for kind in CHARGED))
+        return answer
 
-    answer = await until_disconnect(request, services.queue.submit(work))
+    answer = await until_disconnect(request, services.submit(caller, work))
     return JSONResponse(plain(answer))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -17,14 +18,16 @@ import uvicorn
 from fastapi import FastAPI
 
 from windlass import __version__
-from windlass.app.http import openai_api, search_api
+from windlass.app.http import batch_api, openai_api, search_api, token_api
+from windlass.app.http.batches import BatchRunner
 from windlass.app.http.connections import PatientProtocol
 from windlass.app.http.gate import Gate, is_loopback_name
-from windlass.app.http.keys import FILE_NAME, KeyFile
+from windlass.app.http.keys import FILE_NAME, OWNER, KeyFile
 from windlass.app.http.limits import Limits
 from windlass.app.http.replies import add_error_handlers
 from windlass.app.http.services import Services
 from windlass.app.http.sign_in import Doorkeeper
+from windlass.app.http.tenants import Tenant
 from windlass.app.progress_state import PageProgress
 from windlass.core.errors import UsageError
 from windlass.core.settings import ServerSettings
@@ -60,7 +63,7 @@ class Started:
 def create_app(
     pipeline: Pipeline,
     *,
-    api_key_hashes: Sequence[str] = (),
+    tenants: Sequence[Tenant] = (),
     page: bool = True,
     progress: PageProgress | None = None,
     limits: Limits | None = None,
@@ -69,32 +72,42 @@ def create_app(
 
     Args:
         pipeline: An open pipeline. It is not closed here.
-        api_key_hashes: SHA-256 of the keys that may use it (`keys.hash_key`). Without any, everybody may whose
-            request names this machine by a loopback name.
+        tenants: Who may use it, by their keys. Without any, everybody may whose request names this machine by a
+            loopback name.
         page: With the web page; one application of a process can have it.
         progress: What the indexing job tells; shown by the page and by `/api/overview`.
         limits: Bounds; by default those of `pipeline.settings.server`.
     """
-    services = Services(pipeline, limits or limits_of(pipeline.settings.server), progress)
+    services = Services(pipeline, limits or limits_of(pipeline.settings.server), progress, tenants)
 
     @contextlib.asynccontextmanager
-    async def life(_app: FastAPI) -> AsyncIterator[None]:
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        services.runner = BatchRunner(
+            services.batches,
+            services.files,
+            batch_api.answerer(app, services),
+            idle=lambda: services.idle,
+            serves=services.tenants.__contains__,
+        )
+        running = asyncio.create_task(services.runner.run())
         try:
             yield
         finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
             services.close()
 
     # The interactive documentation of the framework loads its scripts from another host.
     app = FastAPI(title="Windlass", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
     app.state.services = services
-    app.include_router(openai_api.router)
-    app.include_router(search_api.router)
+    for part in (openai_api, token_api, batch_api, search_api):
+        app.include_router(part.router)
     add_error_handlers(app)
     if page:
         from windlass.app.page.layout import mount_page
 
         mount_page(app)
-    app.add_middleware(Gate, services=services, doorkeeper=Doorkeeper(api_key_hashes))
+    app.add_middleware(Gate, services=services, doorkeeper=Doorkeeper(tenants))
     return app
 
 
@@ -104,7 +117,7 @@ def serve(
     port: int | None = None,
     *,
     page: bool = True,
-    api_key_hashes: Sequence[str] = (),
+    tenants: Sequence[Tenant] = (),
     progress: PageProgress | None = None,
     on_ready: Callable[[Started], None] | None = None,
 ) -> None:
@@ -112,10 +125,10 @@ def serve(
 
     Args:
         pipeline: An open pipeline.
-        host, port: Where to listen; by default what the settings say. Any address but loopback is protected by a
-            key: the ones given, those of the workspace's key file, or a new one, which `on_ready` shows.
+        host, port: Where to listen; by default what the settings say. Any address but loopback is protected by
+            keys: those of the tenants given, those of the workspace's key file, or a new one, which `on_ready` shows.
         page: With the web page.
-        api_key_hashes: Keys to accept instead of those in the key file.
+        tenants: Who may use it, instead of those in the key file.
         progress: What the indexing job tells.
         on_ready: Called once connections are taken.
 
@@ -126,10 +139,10 @@ def serve(
     listener, notices = listen(host or settings.host, settings.port if port is None else port)
     with listener:
         address, taken = listener.getsockname()[:2]
-        hashes, new_key = tuple(api_key_hashes), None
-        if not is_loopback_name(_in_url(address)) and not hashes:
-            hashes, new_key = _workspace_keys(pipeline)
-        app = create_app(pipeline, api_key_hashes=hashes, page=page, progress=progress)
+        known, new_key = tuple(tenants), None
+        if not known:
+            known, new_key = _who_may_come(pipeline, reachable=not is_loopback_name(_in_url(address)))
+        app = create_app(pipeline, tenants=known, page=page, progress=progress)
         shown = "localhost" if is_loopback_name(_in_url(address)) else _in_url(_reachable(address))
         started = Started(f"http://{shown}:{taken}", address, taken, new_key, notices)
         _Server(app, on_ready and (lambda: on_ready(started))).run([listener])
@@ -226,12 +239,19 @@ def _cannot_listen(host: str, port: int, last: int, error: OSError) -> UsageErro
     return UsageError(f"cannot listen on {host} port {port}: {error.strerror}", hint="see --host and --port")
 
 
-def _workspace_keys(pipeline: Pipeline) -> tuple[tuple[str, ...], str | None]:
+def _who_may_come(pipeline: Pipeline, *, reachable: bool) -> tuple[tuple[Tenant, ...], str | None]:
+    """The tenants of the key file, with a new key when one is needed and there is none.
+
+    An address that only this machine reaches is open, until the file names somebody with whom the folder is shared.
+    """
     keys = KeyFile(pipeline.workspace.state / FILE_NAME)
-    if keys.hashes():
-        return keys.hashes(), None
+    known = keys.tenants()
+    if not reachable and all(tenant.name == OWNER for tenant in known):
+        return (), None
+    if any(tenant.hashes for tenant in known):
+        return known, None
     new_key = keys.add()
-    return keys.hashes(), new_key
+    return keys.tenants(), new_key
 
 
 def _reachable(address: str) -> str:

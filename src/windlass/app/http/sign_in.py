@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
-from windlass.app.http.keys import hash_key, key_matches
+from windlass.app.http.keys import matching_hash
+from windlass.app.http.tenants import LOCAL, Tenant
 
 COOKIE = "windlass_session"
 PATH = "/sign-in"
@@ -24,41 +25,43 @@ class Doorkeeper:
     """Knows who may come in.
 
     Args:
-        key_hashes: SHA-256 of the keys (`keys.hash_key`); with none, everybody may.
+        tenants: Who has keys; with nobody, everybody may come in, as `LOCAL`.
     """
 
-    def __init__(self, key_hashes: Sequence[str]) -> None:
-        self.key_hashes = tuple(key_hashes)
+    def __init__(self, tenants: Sequence[Tenant]) -> None:
+        self._of_key = {digest: tenant for tenant in tenants for digest in tenant.hashes}
         self._secret = secrets.token_bytes(32)
 
     @property
     def open(self) -> bool:
-        return not self.key_hashes
+        return not self._of_key
 
-    def admits(self, authorization: str, cookies: str) -> bool:
-        """True for the right `Authorization` header or a cookie given out by `cookie_for`."""
+    def admits(self, authorization: str, cookies: str) -> Tenant | None:
+        """Who sends this `Authorization` header or a cookie given out by `cookie_for`; None for a stranger."""
         if self.open:
-            return True
+            return LOCAL
         scheme, _, key = authorization.partition(" ")
-        if scheme.lower() == "bearer" and key_matches(key.strip(), self.key_hashes):
-            return True
+        if scheme.lower() == "bearer":
+            digest = matching_hash(key.strip(), self._of_key)
+            if digest is not None:
+                return self._of_key[digest]
         try:
             session = SimpleCookie(cookies).get(COOKIE)
         except CookieError:
-            return False
+            return None
         if session is None:
-            return False
-        known = [hmac.compare_digest(session.value.encode(), self._session(digest)) for digest in self.key_hashes]
-        return any(known)
+            return None
+        value = session.value.encode()
+        known = [tenant for digest, tenant in self._of_key.items() if hmac.compare_digest(value, self._session(digest))]
+        return known[0] if known else None
 
     def cookie_for(self, form: bytes) -> str | None:
         """The `Set-Cookie` value for a submitted form, None when its key is wrong."""
         fields = parse_qs(form.decode("utf-8", "replace"), max_num_fields=4)
-        key = fields.get("key", [""])[0].strip()
-        if self.open or not key_matches(key, self.key_hashes):
+        digest = matching_hash(fields.get("key", [""])[0].strip(), self._of_key)
+        if digest is None:
             return None
-        value = self._session(hash_key(key)).decode()
-        return f"{COOKIE}={value}; Path=/; HttpOnly; SameSite=Lax"
+        return f"{COOKIE}={self._session(digest).decode()}; Path=/; HttpOnly; SameSite=Lax"
 
     def _session(self, digest: str) -> bytes:
         return hmac.new(self._secret, digest.encode(), hashlib.sha256).hexdigest().encode()

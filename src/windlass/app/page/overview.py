@@ -17,6 +17,9 @@ _STAGE_TITLES = {
     "scan": "Looking through the folder",
     "hash": "Looking for copies",
     "read": "Reading files",
+    "profile": "Profiling tables",
+    "contain": "Looking for tables in tables",
+    "compare": "Looking for near-copies",
     "embed": "Indexing by meaning",
     "pull": "Fetching models",
 }

@@ -28,7 +28,7 @@ _COMMA = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:\.\d{3})+|0|[1-9]\d{0,17})(?:,\d+)?
 _DAY = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})\Z", re.ASCII).match
 
 
-class _Typed(NamedTuple):
+class Typed(NamedTuple):
     type: str
     minimum: str | None
     maximum: str | None
@@ -50,9 +50,9 @@ def describe_column(name: str, cells: Any) -> Column:
     counts = _counted(cells)
     nulls = sum(counts[value] for value in counts if value.strip() in NULL_WORDS)
     values = [value for value in dict.fromkeys(map(str.strip, counts)) if value not in NULL_WORDS]
-    typed = _typed(values)
+    found = typed(values)
     samples = tuple(shown(value) for value in values[:SAMPLES])
-    return Column(name, typed.type, nulls, len(values), typed.minimum, typed.maximum, samples)
+    return Column(name, found.type, nulls, len(values), found.minimum, found.maximum, samples)
 
 
 def _counted(cells: Any) -> dict[str, int]:
@@ -80,18 +80,18 @@ def looks_typed(cell: str) -> bool:
     return found is not None
 
 
-def _typed(values: Sequence[str]) -> _Typed:
+def typed(values: Sequence[str]) -> Typed:
     """The narrowest type that all of the distinct, non-null, stripped `values` take."""
     if not values:
-        return _Typed("empty", None, None)
+        return Typed("empty", None, None)
     return _as_number(values) or _as_truth(values) or _as_date(values) or _as_text(values)
 
 
-def _as_number(values: Sequence[str]) -> _Typed | None:
+def _as_number(values: Sequence[str]) -> Typed | None:
     """Plain numbers, else numbers with thousands marks, else numbers with a decimal comma."""
     if all(map(_INTEGER, values)):
         integers = list(map(int, values))
-        return _Typed("integer", str(min(integers)), str(max(integers)))
+        return Typed("integer", str(min(integers)), str(max(integers)))
     if all(map(_NUMBER, values)):
         plain = values
     elif all(map(_THOUSANDS, values)):
@@ -102,21 +102,22 @@ def _as_number(values: Sequence[str]) -> _Typed | None:
         return None
     numbers = list(map(float, plain))
     whole = not any("." in value or "e" in value or "E" in value for value in plain)
-    return _Typed("integer" if whole else "number", _rendered(min(numbers)), _rendered(max(numbers)))
+    return Typed("integer" if whole else "number", rendered(min(numbers)), rendered(max(numbers)))
 
 
-def _rendered(number: float) -> str:
+def rendered(number: float) -> str:
+    """A number as the profiles show it."""
     return format(number, ".15g")
 
 
-def _as_truth(values: Sequence[str]) -> _Typed | None:
+def _as_truth(values: Sequence[str]) -> Typed | None:
     words = {value.lower() for value in values[: 2 * len(_TRUTH)]}
     if len(values) > 2 * len(_TRUTH) or not words <= _TRUTH:
         return None
-    return _Typed("boolean", min(words), max(words))
+    return Typed("boolean", min(words), max(words))
 
 
-def _as_date(values: Sequence[str]) -> _Typed | None:
+def _as_date(values: Sequence[str]) -> Typed | None:
     """Dates by the ISO rules, or day and month in the one order that fits the whole column."""
     for parse in (_parse_iso, _parse_day_first, _parse_month_first):
         # One stray word in the first few is allowed: the rule is 99 % of all.
@@ -127,13 +128,13 @@ def _as_date(values: Sequence[str]) -> _Typed | None:
         if len(moments) < _DATED_SHARE * len(values):
             continue
         if any(moment.hour or moment.minute or moment.second or moment.microsecond for moment in moments):
-            return _Typed("timestamp", min(moments).isoformat(" "), max(moments).isoformat(" "))
-        return _Typed("date", min(moments).date().isoformat(), max(moments).date().isoformat())
+            return Typed("timestamp", min(moments).isoformat(" "), max(moments).isoformat(" "))
+        return Typed("date", min(moments).date().isoformat(), max(moments).date().isoformat())
     return None
 
 
-def _as_text(values: Sequence[str]) -> _Typed:
-    return _Typed("text", shown(min(values)), shown(max(values)))
+def _as_text(values: Sequence[str]) -> Typed:
+    return Typed("text", shown(min(values)), shown(max(values)))
 
 
 def _parse_iso(value: str) -> datetime | None:

@@ -10,7 +10,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from windlass.lake.document import Block, Document
@@ -36,20 +36,16 @@ csv.field_size_limit(4 * TEXT_BYTES)
 def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
     """One table. Ragged rows, quoted line ends, lines before the header, unclosed quotes are tolerated."""
     text = decoded.text
-    delimiter = find_delimiter(text[:_SAMPLE_CHARACTERS], kind)
-    rows = _Rows(text, delimiter)
+    rows = _Rows(text, find_delimiter(text[:_SAMPLE_CHARACTERS], kind))
     following = iter(rows)
     sample = list(islice(following, _SAMPLE_ROWS))
     if odd := _no_table(sample):
         document = read_text(source, decoded)
         return replace(document, kind=kind, warnings=(*document.warnings, *odd))
-    preamble = _preamble_length(sample, text)
-    sample = sample[preamble:]
-    header = sample[0][0] if first_is_header([row for row, _, _ in sample]) else []
-    width = len(header) or _usual_width([row for row, _, _ in sample])
-    builder = TableBuilder(source.stem, column_names(header, width))
+    sample, names, body = _laid_out(sample, text)
+    builder = TableBuilder(source.stem, names)
     empty = 0
-    for row, start, end in chain(sample[1:] if header else sample, following):
+    for row, start, end in chain(sample[body:], following):
         if any(row):
             builder.add(row, start, end)
         else:
@@ -69,6 +65,41 @@ def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
         encoding=decoded.encoding,
         warnings=decoded.warnings,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a delimited text is laid out: its delimiter, the columns' names, and at which character its data begin."""
+
+    delimiter: str
+    names: tuple[str, ...]
+    body: int
+
+
+def find_layout(text: str, kind: str) -> Layout | None:
+    """The layout that `read_delimited` goes by; None when the text holds no table.
+
+    Example:
+        >>> find_layout("berth;depth\\nN1;7.5\\n", "csv")
+        Layout(delimiter=';', names=('berth', 'depth'), body=12)
+    """
+    delimiter = find_delimiter(text[:_SAMPLE_CHARACTERS], kind)
+    sample = list(islice(_Rows(text, delimiter), _SAMPLE_ROWS))
+    if _no_table(sample):
+        return None
+    sample, names, body = _laid_out(sample, text)
+    return Layout(delimiter, names, sample[body][1] if body < len(sample) else len(text))
+
+
+_Sample = list[tuple[list[str], int, int]]
+
+
+def _laid_out(sample: _Sample, text: str) -> tuple[_Sample, tuple[str, ...], int]:
+    """The sample without what stands before the table, the columns' names, and 1 if its first row is a header."""
+    sample = sample[_preamble_length(sample, text) :]
+    header = sample[0][0] if first_is_header([row for row, _, _ in sample]) else []
+    width = len(header) or _usual_width([row for row, _, _ in sample])
+    return sample, column_names(header, width), 1 if header else 0
 
 
 def _no_table(sample: list[tuple[list[str], int, int]]) -> tuple[str, ...]:

@@ -63,6 +63,28 @@ def read_arrow(source: Source) -> Document:
         raise source.broken(f"not a valid Arrow file ({_first_line(error)})") from error
 
 
+def open_batches(source: Source, kind: str, rows: int) -> tuple[Any, Iterator[Any]]:
+    """The plain schema of a `parquet` or `arrow` file with the file's own column names, and its batches."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(source.file) if kind == "parquet" else None
+    reader: Any = _arrow_reader(source) if file is None else None
+    own = file.schema_arrow if file is not None else reader.schema
+
+    def batches() -> Iterator[Any]:
+        if file is not None:
+            yield from file.iter_batches(batch_size=rows, use_threads=False)
+        elif isinstance(reader, pa.ipc.RecordBatchFileReader):
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            yield from reader
+
+    table = PlainTable(own, batches)
+    named = pa.schema([field.with_name(name) for field, name in zip(table.schema, own.names, strict=True)])
+    return named, table.batches()
+
+
 def _arrow_reader(source: Source) -> Any:
     import pyarrow as pa
 

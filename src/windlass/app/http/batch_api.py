@@ -1,0 +1,167 @@
+"""Files and batches of the OpenAI API: `/v1/files`, `/v1/batches`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import httpx
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from windlass.app.http.batches import ENDPOINTS, Answerer, Batch
+from windlass.app.http.file_store import StoredFile
+from windlass.app.http.replies import ApiError
+from windlass.app.http.services import Caller, Services, caller_of, services_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+router = APIRouter(prefix="/v1")
+
+ShortText = Annotated[str, StringConstraints(max_length=512)]
+Page = Annotated[int, Query(ge=1, le=10_000)]
+
+
+class BatchRequest(BaseModel):
+    """`POST /v1/batches`."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    input_file_id: ShortText
+    endpoint: Literal["/v1/chat/completions", "/v1/embeddings"]
+    completion_window: Literal["24h"]
+    metadata: Annotated[dict[ShortText, ShortText], Field(max_length=16)] | None = None
+
+
+@router.post("/files")
+async def upload(
+    request: Request, file: Annotated[UploadFile, File()], purpose: Annotated[Literal["batch"], Form()]
+) -> JSONResponse:
+    """Keep a file for a batch."""
+    services, tenant = services_of(request), caller_of(request).tenant.name
+    content = await file.read()
+    used = await services.call(services.files.used_bytes, tenant)
+    if used + len(content) > services.files.most_bytes:
+        raise ApiError(
+            413,
+            f"{tenant} keeps {used:,} bytes of files and may keep {services.files.most_bytes:,}",
+            hint="delete some",
+            code="files_full",
+        )
+    name = (file.filename or "upload.jsonl")[:255]
+    return JSONResponse((await services.call(services.files.add, tenant, name, purpose, content)).record())
+
+
+@router.get("/files")
+async def list_files(request: Request, limit: Page = 10_000, after: str | None = None) -> JSONResponse:
+    """The files, the newest first."""
+    services = services_of(request)
+    every = [file.record() for file in await services.call(services.files.all, caller_of(request).tenant.name)]
+    return JSONResponse(_page(every, limit, after))
+
+
+@router.get("/files/{file_id}")
+async def get_file(request: Request, file_id: str) -> JSONResponse:
+    """What a file is."""
+    return JSONResponse((await _file(request, file_id)).record())
+
+
+@router.get("/files/{file_id}/content")
+async def file_content(request: Request, file_id: str) -> Response:
+    """What stands in a file."""
+    file = await _file(request, file_id)
+    services = services_of(request)
+    return Response(await services.call(services.files.content, file), media_type="application/octet-stream")
+
+
+@router.delete("/files/{file_id}")
+async def delete_file(request: Request, file_id: str) -> JSONResponse:
+    """Forget a file."""
+    file, services = await _file(request, file_id), services_of(request)
+    for batch in await services.call(services.batches.all, file.tenant):
+        if batch.unfinished and batch.input_file_id == file.id:
+            raise ApiError(409, f"{batch.id} reads {file.id}", hint="cancel the batch first", code="file_in_use")
+    await services.call(services.files.remove, file)
+    return JSONResponse({"id": file.id, "object": "file", "deleted": True})
+
+
+@router.post("/batches")
+async def create_batch(request: Request, body: BatchRequest) -> JSONResponse:
+    """Have every line of a file answered, as far as nobody else waits."""
+    services, tenant = services_of(request), caller_of(request).tenant.name
+    await _file(request, body.input_file_id, param="input_file_id")
+    batch = await services.call(
+        services.batches.new, tenant, body.endpoint, body.input_file_id, body.completion_window, body.metadata or {}
+    )
+    services.runner.wake()
+    return JSONResponse(batch.record())
+
+
+@router.get("/batches")
+async def list_batches(request: Request, limit: Page = 20, after: str | None = None) -> JSONResponse:
+    """The batches, the newest first."""
+    services = services_of(request)
+    every = [batch.record() for batch in await services.call(services.batches.all, caller_of(request).tenant.name)]
+    return JSONResponse(_page(every, limit, after))
+
+
+@router.get("/batches/{batch_id}")
+async def get_batch(request: Request, batch_id: str) -> JSONResponse:
+    """How far a batch is."""
+    return JSONResponse((await _batch(request, batch_id)).record())
+
+
+@router.post("/batches/{batch_id}/cancel")
+async def cancel_batch(request: Request, batch_id: str) -> JSONResponse:
+    """Stop a batch; what was answered is kept."""
+    services, batch = services_of(request), await _batch(request, batch_id)
+    if not batch.unfinished:
+        raise ApiError(409, f"{batch.id} is {batch.status} already", code="batch_finished")
+    return JSONResponse((await services.runner.cancel(batch)).record())
+
+
+def answerer(app: FastAPI, services: Services) -> Answerer:
+    """Answers a batch's requests by the very routes that clients use, with their checks, in the tenant's name."""
+
+    async def answer(tenant: str, endpoint: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        assert endpoint in ENDPOINTS
+        caller = Caller(services.tenants[tenant], "")
+
+        async def as_caller(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "windlass": services, "windlass_caller": caller}, receive, send)
+
+        transport = httpx.ASGITransport(as_caller)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
+            reply = await client.post(endpoint, json=body)
+        return reply.status_code, reply.json()
+
+    return answer
+
+
+async def _file(request: Request, file_id: str, param: str | None = None) -> StoredFile:
+    services = services_of(request)
+    file = await services.call(services.files.get, caller_of(request).tenant.name, file_id)
+    if file is None:
+        raise ApiError(404, f"no file {file_id[:80]!r}", hint="GET /v1/files lists them", param=param)
+    return file
+
+
+async def _batch(request: Request, batch_id: str) -> Batch:
+    services = services_of(request)
+    batch = await services.call(services.batches.get, caller_of(request).tenant.name, batch_id)
+    if batch is None:
+        raise ApiError(404, f"no batch {batch_id[:80]!r}", hint="GET /v1/batches lists them")
+    return batch
+
+
+def _page(every: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
+    start = 0
+    if after is not None:
+        places = [place for place, record in enumerate(every) if record["id"] == after]
+        if not places:
+            raise ApiError(400, f"after: nothing has the id {after[:80]!r}", param="after", code="invalid_value")
+        start = places[0] + 1
+    data = every[start : start + limit]
+    ids = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+    return {"object": "list", "data": data, **ids, "has_more": start + limit < len(every)}

@@ -1,0 +1,84 @@
+"""What comes out of a model for one call, whoever made it: pieces while it is made, the whole at the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChance:
+    """A token and how likely the model found it.
+
+    Attributes:
+        text: What it stands for; broken UTF-8 as U+FFFD, control tokens by their names.
+        bytes: Its part of the answer's UTF-8.
+        logprob: Natural logarithm.
+        top: The likeliest tokens at its place, itself not necessarily among them.
+    """
+
+    text: str
+    bytes: bytes
+    logprob: float
+    top: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More of the choice `index`."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One whole answer; `finish` is `stop` or `length`, `tokens` are there when they were asked for."""
+
+    index: int
+    text: str
+    finish: str
+    tokens: tuple[TokenChance, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Everything about a finished call. `extra` goes beside the choices."""
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The usage object of the API."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+class Call(Protocol):
+    """A call that is under way."""
+
+    def cancel(self) -> None:
+        """Nobody wants it any more. May be called at any time and from any thread, also when it is over."""
+
+    def when_done(self, tell: Callable[[], object]) -> None:
+        """Call `tell` once it is over, in whatever way and thread; at once when it is over already."""
+
+    def pieces(self, silence: float) -> AsyncIterator[Piece | None]:
+        """The text so far, then more as it comes; None after every `silence` seconds without any."""
+        ...
+
+    async def result(self) -> Completion:
+        """The whole.
+
+        Raises:
+            Cancelled: It was cancelled. Else whatever went wrong.
+        """
+        ...

@@ -1,0 +1,142 @@
+"""The chat model behind HTTP when it runs on the serving engine: from a request's body to a call on the engine."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from windlass.app.http.engine_call import EngineCall
+from windlass.app.http.metrics import Metrics
+from windlass.app.http.openai_schema import SamplingBody, WindlassOptions
+from windlass.app.http.replies import ApiError
+from windlass.app.http.tenants import Tenant
+from windlass.serving.async_engine import AsyncEngine
+from windlass.serving.engine import EngineConfig
+from windlass.serving.local_engine import local_engine
+from windlass.serving.request import Request, SamplingParams, tokens_of
+
+if TYPE_CHECKING:
+    from windlass.models.generate import LocalModel
+
+# No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
+LONGEST_TOKEN = 64
+
+
+class EngineModel:
+    """One model and its engine, running.
+
+    Args:
+        model: A model on the compiled engine.
+        weights: Shares of tenants.
+        waiting: Answers that may wait.
+        memory_bytes: For keys and values.
+    """
+
+    def __init__(self, model: LocalModel, *, weights: Mapping[str, float], waiting: int, memory_bytes: int) -> None:
+        self.model = model
+        self._waiting = waiting
+        config = EngineConfig(max_queue=4 * waiting, max_queue_per_tenant=waiting)
+        self.engine = AsyncEngine(local_engine(model, weights=weights, config=config, memory_bytes=memory_bytes))
+
+    def start(
+        self,
+        prompts: Sequence[list[int]],
+        body: SamplingBody,
+        tenant: Tenant,
+        metrics: Metrics,
+        *,
+        most_tokens: int,
+        answers: int | None = None,
+    ) -> EngineCall:
+        """Put a call in the engine's queue.
+
+        Args:
+            prompts: Token ids.
+            body: How to draw tokens.
+            tenant: For whom.
+            metrics: Where its times are counted.
+            most_tokens: Most tokens of one answer, and how many there are when the body does not say.
+            answers: For each prompt; None: what the body says.
+
+        Raises:
+            ApiError: A prompt and its answer do not fit the context, or a token is not one.
+            QueueFull: Too many wait.
+        """
+        room, size = self.model.context_length, self.model.tokenizer.size
+        requests = []
+        for prompt in prompts:
+            wanted = body.token_limit
+            if len(prompt) + (1 if wanted is None else wanted) > room:
+                raise too_long(f"{len(prompt):,}", wanted or 1, room)
+            if not prompt or max(prompt) >= size:
+                raise ApiError(400, "prompt: it is empty, or a token is not the model's", param="prompt")
+            limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
+            params = body.params(limit, answers)
+            self._require_tokens(params)
+            requests.append(_request(prompt, params, tenant, body.windlass))
+        return EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return self.engine.engine.busy
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call would be taken."""
+        return self.engine.snapshot().waiting < self._waiting
+
+    def gauges(self) -> dict[str, float | dict[str, float]]:
+        """How the engine stands, for the metrics."""
+        stats = self.engine.snapshot()
+        pages = {"free": stats.pages.free, "cached": stats.pages.cached, "used": stats.pages.used}
+        return {
+            "queue_depth": stats.waiting,
+            "running": stats.running,
+            "queued_tokens": stats.queued_tokens,
+            "kv_pages": dict(pages),
+            "prefix_hit_tokens": self.engine.engine.kv.hit_tokens,
+            "engine_tokens_per_second": stats.tokens_per_second,
+        }
+
+    def stop_admission(self) -> None:
+        """Take nothing new; what runs goes on."""
+        self.engine.stop_admission()
+
+    def close(self) -> None:
+        """Cancel everything and end the engine's thread."""
+        self.engine.close()
+
+    def _require_tokens(self, params: SamplingParams) -> None:
+        size = self.model.tokenizer.size
+        for token in params.logit_bias:
+            if not 0 <= token < size:
+                raise ApiError(400, f"logit_bias: the model has no token {token}", param="logit_bias")
+
+
+def too_long(prompt: str, wanted: int, room: int) -> ApiError:
+    """What is answered when prompt and answer do not fit the context."""
+    return ApiError(
+        400,
+        f"the prompt has {prompt} tokens and {wanted:,} are to be made, the model holds {room:,} together",
+        hint="send less, or lower max_tokens",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def _request(prompt: list[int], params: SamplingParams, tenant: Tenant, options: WindlassOptions | None) -> Request:
+    options = options or WindlassOptions()
+    deadline = None if options.deadline_ms is None else time.monotonic() + options.deadline_ms / 1000
+    return Request(
+        uuid.uuid4().hex,
+        tokens_of(prompt),
+        params,
+        tenant=tenant.name,
+        priority=options.priority or 0,
+        cache=options.cache != "off",
+        arrival=time.monotonic(),
+        deadline=deadline,
+    )

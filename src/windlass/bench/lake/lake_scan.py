@@ -1,0 +1,99 @@
+"""`lake-scan`: what a second look at an unchanged folder costs, against `git status` and against hashing everything.
+
+`git status` is run on the same files, committed, with the index it keeps; hashing is the same BLAKE2b, one file after
+the other. The scan is called in this process, as `up` calls it; `git` is a process of its own, and its start counts,
+as it does for whoever types it. Both look through sorted folders and compare size, times and inode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from windlass.bench.harness import BenchContext, compare
+from windlass.bench.report import BenchReport, Metric, metric
+from windlass.core.randomness import bits_array, rand
+from windlass.core.workspace import Workspace
+from windlass.lake.scan import Catalog
+
+_FILES, _QUICK_FILES = 20_000, 3_000
+_A_FOLDER = 100
+_RACY_SECONDS = 2.5
+_GIT = ["git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "core.fsmonitor=false"]
+
+
+def run(context: BenchContext) -> BenchReport:
+    folder = context.workdir / "tree"
+    files = _QUICK_FILES if context.quick else _FILES
+    size = make_tree(folder, files, context.seed)
+    git = git_status(folder) if shutil.which("git") else None
+    metrics: list[Metric] = []
+    with Workspace.open(folder, state=context.workdir / "state") as workspace, workspace.acquire():
+
+        def first() -> int:
+            with workspace.transaction() as connection:
+                connection.execute("DELETE FROM files")
+            return Catalog(workspace).scan().hashed
+
+        metrics += compare(first, lambda: hash_all(folder), progress=context.progress).metrics(
+            "first scan, stored", peer_name="hashing in a loop, not stored"
+        )
+        _wait_until_settled()
+        Catalog(workspace).scan()
+
+        def again() -> int:
+            return Catalog(workspace).scan().hashed
+
+        rehash = compare(again, lambda: hash_all(folder), progress=context.progress)
+        metrics += rehash.metrics("unchanged scan", peer_name="hashing again", least_ratio=20)
+        beside = compare(again, git, repeats=5, progress=context.progress)
+        metrics += beside.metrics("unchanged scan, beside git", peer_name="git status", least_ratio=1 / 1.5)
+        metrics.append(metric("files hashed again", "", float(beside.ours.result), better="lower", most=0))
+    return context.report(
+        mode="measured",
+        workload=f"{files:,} files of {size / 1e6:.0f} MB in folders of {_A_FOLDER}, one in twenty a copy",
+        metrics=metrics,
+    )
+
+
+def make_tree(folder: Path, files: int, seed: int) -> int:
+    """Files of 0.2 to 200 KB, few of them large; returns their bytes."""
+    total = 0
+    block = bits_array(seed, "content", size=30_000).tobytes()
+    for number in range(files):
+        content = number - 1 if number % 20 == 19 else number
+        length = min(200_000, int(200 / (1e-3 + rand(seed, content))))
+        path = folder / f"part{number // _A_FOLDER:03}" / f"file{number:05}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        start = int(rand(seed, content, "start") * 30_000)
+        path.write_bytes(str(content).encode() + block[start : start + length])
+        total += path.stat().st_size
+    return total
+
+
+def hash_all(folder: Path) -> int:
+    """Hash every file, one after the other."""
+    digests = {path: hashlib.blake2b(path.read_bytes(), digest_size=32).digest() for path in folder.rglob("*.bin")}
+    return len(digests)
+
+
+def git_status(folder: Path) -> Callable[[], int]:
+    """Commit the folder and return a call of `git status`."""
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "tree"]):
+        subprocess.run([*_GIT, "-C", str(folder), *words], check=True, capture_output=True)
+
+    def status() -> int:
+        done = subprocess.run([*_GIT, "-C", str(folder), "status", "--porcelain"], check=True, capture_output=True)
+        return len(done.stdout)
+
+    return status
+
+
+def _wait_until_settled() -> None:
+    """A file that was just written counts as racy, and is hashed again by git as by us."""
+    import time
+
+    time.sleep(_RACY_SECONDS)

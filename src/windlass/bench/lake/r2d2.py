@@ -1,0 +1,210 @@
+"""`r2d2`: which of 1,535 real tables are contained in which, against one DuckDB `EXCEPT` for each possible pair.
+
+Profiles are given to ours, loaded tables to DuckDB. Pairs whose column names rule containment out are left out on both
+sides, which is all the pruning DuckDB gets; its time is measured on a sample of them and scaled. The row "as in the
+paper" runs the published funnel on the same hashes: numeric ranges, then ten sampled rows on four sampled columns.
+Quality is counted against truth found by brute force. The other figures: how the time grows on a generated lake, and
+what the retention plan costs above its bound.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from windlass.bench.harness import BenchContext, compare, peer_module
+from windlass.bench.lake.data import true_containments, unpack_tables
+from windlass.bench.report import BenchReport, Metric, metric
+from windlass.core.randomness import integers, permutation, rand
+from windlass.lake.containment import LakeTable, find_containment, schema_pairs
+from windlass.lake.hashing import Cells, HashedTable, hash_table
+from windlass.lake.profile import profile_table
+from windlass.lake.retention import Prices, Rebuild, plan_retention
+from windlass.lake.table_files import file_cells
+
+_QUICK_PAIRS, _PAIRS = 150, 1_000
+_PAPER_ROWS, _PAPER_COLUMNS = 10, 4
+_SIZES = (500, 1_000, 2_000)
+_PLANNED = 2_000
+
+
+def run(context: BenchContext) -> BenchReport:
+    files = unpack_tables(context.workdir / "tables")
+    tables = [lake_table(path) for path in files]
+    ordered = sorted(tables, key=lambda table: table.id)
+    pairs = schema_pairs([frozenset(table.columns) for table in ordered])
+    find_containment(tables[:50])
+    sample = pairs[permutation(context.seed, "pairs", size=len(pairs))[: _QUICK_PAIRS if context.quick else _PAIRS]]
+    peer = except_pairs(sample, ordered, {path.name: path for path in files}) if peer_module("duckdb") else None
+    timed = compare(lambda: find_containment(tables), peer, warm_up=False, progress=context.progress)
+    graph = timed.ours.result
+    found, truth = {(edge.child, edge.parent) for edge in graph.edges}, true_containments()
+    scaled = timed.peer.wall_median * len(pairs) / len(sample) if timed.peer else None
+    scaled_cpu = timed.peer.cpu_median * len(pairs) / len(sample) if timed.peer else None
+    named = "DuckDB EXCEPT for each pair"
+    note = f"{timed.ours.spread}; DuckDB ran {len(sample)} of {len(pairs):,} pairs, scaled"
+    kept, false = paper_funnel(ordered, pairs, truth, context.seed)
+    return context.report(
+        mode="measured",
+        workload=f"{len(tables):,} CSV tables, {len(pairs):,} pairs by column names, {len(truth)} true containments",
+        metrics=[
+            metric(
+                "all containments, profiles given",
+                "s",
+                timed.ours.wall_median,
+                better="lower",
+                peer=scaled,
+                peer_name=named,
+                least_ratio=20,
+                note=note,
+            ),
+            metric("the same, CPU", "s", timed.ours.cpu_median, better="lower", peer=scaled_cpu, peer_name=named),
+            metric("recall", "", len(found & truth) / len(truth), better="higher", least=1.0),
+            metric("precision", "", len(found & truth) / max(1, len(found)), better="higher", least=1.0),
+            metric("pairs left by profiles", "", graph.stages[1].pairs_out, better="lower"),
+            metric("as in the paper: recall", "", kept / len(truth), better="higher", least=1.0),
+            metric("as in the paper: false pairs", "", false, better="lower"),
+            *growth(context),
+            *planning(context),
+        ],
+    )
+
+
+def lake_table(path: Path) -> LakeTable:
+    """A table without the leading column of row names, which the truth leaves out."""
+    cells = file_cells(str(path))
+    hashed = hash_table(chosen_columns(cells, [n for n, name in enumerate(cells.names) if name.lower() != "rownames"]))
+    return LakeTable(path.name, profile_table(path.name, hashed), lambda: hashed)
+
+
+def chosen_columns(cells: Cells, places: list[int]) -> Cells:
+    starts, ends = (np.ascontiguousarray(spans[places]) for spans in (cells.starts, cells.ends))
+    return replace(cells, names=tuple(cells.names[place] for place in places), starts=starts, ends=ends)
+
+
+def except_pairs(sample: Any, tables: list[LakeTable], paths: dict[str, Path]) -> Callable[[], int]:
+    """One query for each pair over tables that are loaded already; it may stop at the first row that is missing."""
+    import duckdb
+
+    connection = duckdb.connect()
+    loaded: dict[int, str] = {}
+    queries = []
+    for child, parent in sample.tolist():
+        for number in (child, parent):
+            if number not in loaded:
+                loaded[number] = f"t{number}"
+                source = "read_csv(?, header = true, all_varchar = true)"
+                path = str(paths[tables[number].id])
+                connection.execute(f"CREATE TABLE t{number} AS SELECT * FROM {source}", [path])
+        columns = ", ".join(f'"{column.name}"' for column in tables[child].profile.columns)
+        missing = f"SELECT {columns} FROM {loaded[child]} EXCEPT SELECT {columns} FROM {loaded[parent]}"
+        queries.append(f"SELECT 1 FROM ({missing}) LIMIT 1")
+
+    def ask() -> int:
+        contained = 0
+        for query in queries:
+            try:
+                contained += connection.execute(query).fetchone() is None
+            except duckdb.Error:  # a column whose name DuckDB reads differently
+                continue
+        return contained
+
+    return ask
+
+
+def paper_funnel(tables: list[LakeTable], pairs: Any, truth: set[tuple[str, str]], seed: int) -> tuple[int, int]:
+    """(true pairs kept, false pairs kept) by numeric ranges and a sample of rows and columns."""
+    true = false = 0
+    hashed: dict[int, HashedTable] = {}
+    for child, parent in pairs.tolist():
+        own, other = tables[child], tables[parent]
+        names = list(own.columns)
+        ranges = [(own.profile.columns[own.columns[n]], other.profile.columns[other.columns[n]]) for n in names]
+        if any(
+            not math.isnan(a.low) and not math.isnan(b.low) and (a.low < b.low or a.high > b.high) for a, b in ranges
+        ):
+            continue
+        for number in (child, parent):
+            if number not in hashed:
+                hashed[number] = tables[number].load()
+        some = [names[int(n)] for n in permutation(seed, child, parent, size=len(names))[:_PAPER_COLUMNS]]
+        rows = permutation(seed, child, parent, "rows", size=hashed[child].rows)[:_PAPER_ROWS]
+        if np.isin(hashed[child].row_hashes(some)[rows], hashed[parent].row_hashes(some)).all():
+            hit = (own.id, other.id) in truth
+            true, false = true + hit, false + (not hit)
+    return true, false
+
+
+def growth(context: BenchContext) -> list[Metric]:
+    """Time to compare generated lakes of growing size: 20 base tables, and selections and near misses out of them."""
+    seconds = []
+    sizes = _SIZES[:2] if context.quick else _SIZES
+    for size in sizes:
+        tables = generated_lake(size, context.seed)
+        runs = []
+        for _ in range(3):
+            started = time.perf_counter()
+            find_containment(tables)
+            runs.append(time.perf_counter() - started)
+        seconds.append(sorted(runs)[1])
+    exponent = math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
+    return [
+        metric(f"generated lake of {sizes[-1]:,} tables", "s", seconds[-1], better="lower"),
+        metric("time grows with tables to the power of", "", exponent, better="lower", most=1.3),
+    ]
+
+
+def generated_lake(size: int, seed: int) -> list[LakeTable]:
+    """Tables of 40 families, so that a lake of twice the size has twice the families' members."""
+    families = max(20, size // 25)
+    tables = []
+    for number in range(size):
+        family, member = number % families, number // families
+        draws = integers(seed, family, size=6 * 400, high=5_000).reshape(6, 400)
+        if member:
+            rows = permutation(seed, number, size=400)[: 50 + int(300 * rand(seed, number))]
+            draws = draws[:, np.sort(rows)]
+            if member % 3 == 0:
+                draws[0, 0] = 6_000  # a near miss
+        columns = list(range(6)) if member % 2 == 0 else [0, 2, 3, 5]
+        names = [f"f{family % 7}_{place}" for place in columns]
+        hashes = (draws[columns].astype(np.uint64) + np.uint64(family << 20)) * np.uint64(0x9E3779B97F4A7C15)
+        values = draws[columns].astype(np.float64)
+        spans = np.zeros(draws[columns].shape, np.int64)
+        cells = Cells(tuple(names), np.zeros(1, np.uint8), spans, spans, np.empty(0, np.int64))
+        table = HashedTable(cells, np.ones(spans.shape, np.uint8), values, hashes)
+        tables.append(LakeTable(f"{number:05}", profile_table(f"{number:05}", table), _given(table)))
+    return tables
+
+
+def _given(table: HashedTable) -> Callable[[], HashedTable]:
+    return lambda: table
+
+
+def planning(context: BenchContext) -> list[Metric]:
+    """The retention plan of 2,000 files: time, what is saved, and how far it may be from the least cost."""
+    prices = Prices(store=1e9, maintain=0, read=1e8, write=1e8, million_rows=0, read_speed=1e6, write_speed=1e6)
+    draws = integers(context.seed, "plan", size=_PLANNED * 9, high=1 << 30).reshape(_PLANNED, 9).tolist()
+    sizes = {f"{number:05}": 1 + row[0] % 100_000 for number, row in enumerate(draws)}
+    names = list(sizes)
+    options = [
+        Rebuild(names[number], names[other], row[5] % (sizes[names[number]] + 1) // 2)
+        for number, row in enumerate(draws)
+        for other in {(number + 1 + row[2 + way] % 40) % _PLANNED for way in range(row[1] % 5)}
+        if other != number
+    ]
+    timed = compare(
+        lambda: plan_retention(sizes, options, prices=prices, latency_limit_s=1e9), None, progress=context.progress
+    )
+    plan = timed.ours.result
+    return [
+        metric("retention plan of 2,000 files", "s", timed.ours.wall_median, better="lower", most=2.0),
+        metric("its cost above the least possible, at most", "%", 100 * plan.gap, better="lower", most=1.0),
+        metric("its cost", "% of keeping all", 100 * plan.cost_after / plan.cost_before, better="lower"),
+    ]

@@ -1,0 +1,1 @@
+"""Benchmarks of models: the engine, the encoder, weight formats."""

@@ -1,0 +1,139 @@
+"""What a scheduler decides, what an executor returns, and the two protocols between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from windlass.serving.kv import KVManager
+from windlass.serving.request import Sequence
+
+Kind = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """The next `n_tokens` known tokens of a sequence, from token `start` on."""
+
+    seq: Sequence
+    n_tokens: int
+    kind: Kind
+    start: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step ends with a new token: the last known one is among those computed."""
+        return self.start + self.n_tokens == len(self.seq.tokens)
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step. `preempted` lost their pages to make room for it."""
+
+    items: list[WorkItem] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(item.n_tokens for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """All that the duration of a step depends on.
+
+    Attributes:
+        tokens: Tokens computed.
+        samples: Rows of logits.
+        prefill_pairs: Query-key pairs of prompt chunks: sum of `n * (start + n / 2)`.
+        decode_context: Context tokens read by decoding sequences.
+    """
+
+    tokens: int
+    samples: int
+    prefill_pairs: float
+    decode_context: int
+
+    @staticmethod
+    def of(batch: Batch) -> BatchShape:
+        pairs, context = 0.0, 0
+        for item in batch.items:
+            if item.kind == "decode":
+                context += item.start + 1
+            else:
+                pairs += item.n_tokens * (item.start + item.n_tokens / 2)
+        return BatchShape(batch.n_tokens, sum(item.samples for item in batch.items), pairs, context)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A new token. `logprob` and the likeliest alternatives are of the unchanged distribution, when asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step made.
+
+    Attributes:
+        tokens: New tokens by sequence id, for items that sample.
+        duration_s: How long it took, on the executor's clock.
+        failed: Errors by sequence id; the others of the batch are not affected.
+        counters: Further figures of the executor's own.
+    """
+
+    tokens: dict[str, Sampled]
+    duration_s: float
+    failed: dict[str, Exception] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+class Scheduler(Protocol):
+    """Decides what the next step computes. It reads no clock, does no I/O, draws no random numbers: `now` is told."""
+
+    def add(self, seq: Sequence, now: float) -> None:
+        """A sequence begins to wait."""
+
+    def cancel(self, seq: Sequence) -> None:
+        """Forget a sequence; its pages are the engine's business."""
+
+    def next_batch(self, now: float, kv: KVManager) -> Batch:
+        """What to compute now; empty when there is nothing to do."""
+        ...
+
+    def on_step(self, batch: Batch, result: StepResult, now: float) -> None:
+        """A batch is done: tokens are appended, finished sequences marked as such."""
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Sequences that wait, and that run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorCaps:
+    """What an executor can do.
+
+    Attributes:
+        device: `cpu`, `cuda`, or `simulated`.
+        max_tokens_per_step: Largest batch it takes.
+        context_length: Tokens of the longest sequence.
+    """
+
+    device: str
+    max_tokens_per_step: int
+    context_length: int
+
+
+class BatchExecutor(Protocol):
+    """Runs batches: computes keys, values and logits of every item, and samples where an item ends its sequence."""
+
+    @property
+    def caps(self) -> ExecutorCaps: ...
+
+    def run(self, batch: Batch) -> StepResult:
+        """Compute a batch. It changes nothing about the sequences: that is the engine's."""
+        ...

@@ -1,0 +1,87 @@
+"""Runs batches on the model of this machine: one pass over the weights for everything in a batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from windlass.models.config import ModelConfig
+from windlass.models.page_pool import PagePool
+from windlass.models.token_batch import TokenBatch
+from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
+from windlass.serving.sampling import Floats, Mask, sample
+
+
+class PagedModel(Protocol):
+    """A decoder that computes tokens of many sequences over paged memory; `models.cpu_engine.CpuEngine` is one."""
+
+    config: ModelConfig
+
+    def forward_tokens(self, batch: TokenBatch, pool: PagePool) -> Floats:
+        """float32 [len(batch.out_rows), vocab]."""
+        ...
+
+
+class NumbaExecutor:
+    """The real model, on the processor.
+
+    Args:
+        model: Computes a batch of tokens.
+        pool: The memory it writes; the one that the engine's `KVManager` hands out.
+        mask: Which tokens a sequence may make; None: all.
+        clock: Seconds, for the durations it reports.
+        most_tokens: Largest batch.
+    """
+
+    def __init__(
+        self,
+        model: PagedModel,
+        pool: PagePool,
+        *,
+        mask: Mask | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        most_tokens: int = 4096,
+    ) -> None:
+        self._model, self._pool, self._mask, self._clock = model, pool, mask, clock
+        self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
+
+    def run(self, batch: Batch) -> StepResult:
+        started = self._clock()
+        logits = self._model.forward_tokens(token_batch(batch.items), self._pool)
+        sampling = [item.seq for item in batch.items if item.samples]
+        made, failed = {}, {}
+        for seq, result in zip(sampling, sample(logits, sampling, self._mask), strict=True):
+            if isinstance(result, Sampled):
+                made[seq.id] = result
+            else:
+                failed[seq.id] = result
+        return StepResult(made, self._clock() - started, dict(failed))
+
+
+def token_batch(items: list[WorkItem]) -> TokenBatch:
+    """The arrays of a batch: each item is a row of the context table."""
+    counts = np.array([item.n_tokens for item in items], np.int64)
+    parts: dict[str, list[Any]] = {"ids": [], "positions": [], "slots": [], "visible": []}
+    runs: list[Any] = []
+    for item in items:
+        view, start, count = item.seq.view, item.start, item.n_tokens
+        assert view is not None
+        parts["ids"].append(np.array(item.seq.tokens[start : start + count], np.int64))
+        parts["positions"].append(view.next_position + np.arange(count))
+        parts["slots"].append(view.slots(count))
+        parts["visible"].append(view.n_tokens + 1 + np.arange(count))
+        runs.append(view.runs(count))
+    pages, starts, lengths = (np.concatenate([run[part] for run in runs]) for part in range(3))
+    ends = np.cumsum(counts)
+    return TokenBatch(
+        **{name: np.concatenate(arrays) for name, arrays in parts.items()},
+        rows=np.repeat(np.arange(len(items), dtype=np.int64), counts),
+        context_pages=pages,
+        context_starts=starts,
+        context_lengths=lengths,
+        context_offsets=np.concatenate(([0], np.cumsum([len(run[0]) for run in runs]))).astype(np.int64),
+        out_rows=np.array([end - 1 for end, item in zip(ends, items, strict=True) if item.samples], np.int64),
+    )

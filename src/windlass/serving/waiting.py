@@ -1,0 +1,146 @@
+"""The order in which sequences wait: first come first served, or fair between tenants."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Protocol
+
+from windlass.core.errors import UsageError
+from windlass.serving.request import Sequence
+
+INPUT_PRICE, OUTPUT_PRICE = 1.0, 2.0
+"""What a token costs its tenant: one that is made takes a step of its own, one of a prompt shares it."""
+
+
+class WaitingQueue(Protocol):
+    """Sequences that wait, in an order of the queue's own."""
+
+    def __len__(self) -> int: ...
+
+    def push(self, seq: Sequence) -> None:
+        """`seq` waits behind those that came before."""
+
+    def push_front(self, seq: Sequence) -> None:
+        """`seq` waits again, before those that never ran."""
+
+    def head(self) -> Sequence | None:
+        """Who is next."""
+        ...
+
+    def first(self, count: int) -> Iterator[Sequence]:
+        """The next ones in order, at most `count`."""
+        ...
+
+    def remove(self, seq: Sequence) -> None:
+        """`seq` waits no longer; nothing when it did not."""
+
+    def charge_prompt(self, seq: Sequence) -> None:
+        """`seq` was admitted."""
+
+    def charge_token(self, seq: Sequence) -> None:
+        """`seq` made a token."""
+
+
+class FirstCome:
+    """First come, first served."""
+
+    def __init__(self) -> None:
+        self._line: OrderedDict[str, Sequence] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def push(self, seq: Sequence) -> None:
+        self._line[seq.id] = seq
+
+    def push_front(self, seq: Sequence) -> None:
+        self._line[seq.id] = seq
+        self._line.move_to_end(seq.id, last=False)
+
+    def head(self) -> Sequence | None:
+        return next(iter(self._line.values()), None)
+
+    def first(self, count: int) -> Iterator[Sequence]:
+        return islice(self._line.values(), count)
+
+    def remove(self, seq: Sequence) -> None:
+        self._line.pop(seq.id, None)
+
+    def charge_prompt(self, seq: Sequence) -> None:
+        pass
+
+    def charge_token(self, seq: Sequence) -> None:
+        pass
+
+
+class FairQueue:
+    """Next is the tenant who was served least, weighted; within a tenant, first come first served.
+
+    Args:
+        weights: Shares of tenants; 1 for those it does not name.
+
+    Raises:
+        UsageError: a weight is not positive.
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self._weights = dict(weights or {})
+        for tenant, weight in self._weights.items():
+            if not weight > 0:
+                raise UsageError(f"the weight of tenant {tenant!r} is {weight}, expected more than 0")
+        self._lines: dict[str, FirstCome] = {}
+        self.served: dict[str, float] = {}
+        """Weighted service of each tenant so far, lifted when it comes back after a pause."""
+        self._last_gone = 0.0
+
+    def __len__(self) -> int:
+        return sum(len(line) for line in self._lines.values())
+
+    def push(self, seq: Sequence) -> None:
+        self._line_of(seq).push(seq)
+
+    def push_front(self, seq: Sequence) -> None:
+        self._line_of(seq).push_front(seq)
+
+    def head(self) -> Sequence | None:
+        if not self._lines:
+            return None
+        tenant = min(self._lines, key=lambda name: self.served[name])
+        return self._lines[tenant].head()
+
+    def first(self, count: int) -> Iterator[Sequence]:
+        ordered = sorted(self._lines, key=lambda name: self.served[name])
+        return islice((seq for tenant in ordered for seq in self._lines[tenant].first(count)), count)
+
+    def remove(self, seq: Sequence) -> None:
+        tenant = seq.request.tenant
+        line = self._lines.get(tenant)
+        if line is not None:
+            line.remove(seq)
+            if not len(line):
+                del self._lines[tenant]
+                self._last_gone = self.served[tenant]
+
+    def charge_prompt(self, seq: Sequence) -> None:
+        # A preempted sequence comes here again; its prompt is charged once.
+        if seq.preemptions == 0:
+            self._charge(seq, INPUT_PRICE * seq.prompt_length)
+
+    def charge_token(self, seq: Sequence) -> None:
+        self._charge(seq, OUTPUT_PRICE)
+
+    def _charge(self, seq: Sequence, price: float) -> None:
+        tenant = seq.request.tenant
+        self.served[tenant] = self.served.get(tenant, 0.0) + price / self._weights.get(tenant, 1.0)
+
+    def _line_of(self, seq: Sequence) -> FirstCome:
+        """The tenant's line. Who comes back saved nothing up: its counter is lifted to that of the least served."""
+        tenant = seq.request.tenant
+        line = self._lines.get(tenant)
+        if line is None:
+            floor = min((self.served[name] for name in self._lines), default=self._last_gone)
+            self.served[tenant] = max(self.served.get(tenant, 0.0), floor)
+            line = self._lines[tenant] = FirstCome()
+        return line

@@ -1,0 +1,281 @@
+"""The OpenAI routes over the real engine and a tiny model of this test's own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.app.test_openai_api import events
+from tests.models.tiny_models import hf_config, random_weights, write_folder
+from windlass.app.http.limits import Limits
+from windlass.models.generate import LocalModel
+
+MODEL = "smollm2-135m-instruct"
+HELLO = [{"role": "user", "content": "hello there"}]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    config = hf_config(max_position_embeddings=512, hidden_size=64, head_dim=16)
+    folder = write_folder(tmp_path_factory.mktemp("tiny"), config, random_weights(config))
+    model = LocalModel.load(folder, engine="compiled", threads=1)
+    assert list(model.chat(HELLO, max_tokens=2))  # compiles what this machine has not compiled yet
+    return model
+
+
+@pytest.fixture
+def served(pipeline: Any, serve: Any, tiny: LocalModel) -> Any:
+    pipeline.model = tiny
+    with serve(pipeline) as server:
+        yield server
+        engine = server.services._engine
+        if engine is not None:
+            assert engine.engine.drain(10)
+            engine.engine.engine.kv.check()
+            assert engine.engine.snapshot().pages.used == 0
+
+
+def chat(server: Any, **body: Any) -> httpx.Response:
+    with server.client() as client:
+        return client.post("/v1/chat/completions", json={"model": MODEL, "messages": HELLO, "max_tokens": 12, **body})
+
+
+def complete(server: Any, **body: Any) -> httpx.Response:
+    with server.client() as client:
+        return client.post("/v1/completions", json={"model": MODEL, **body})
+
+
+def text_of(reply: httpx.Response, index: int = 0) -> str:
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["choices"][index]["message"]["content"])
+
+
+def test_greedy_text_is_the_models_own(served: Any, tiny: LocalModel) -> None:
+    reply = chat(served)
+    assert text_of(reply) == "".join(tiny.chat(HELLO, max_tokens=12))
+    usage = reply.json()["usage"]
+    assert usage["prompt_tokens"] == tiny.count_chat(HELLO) and usage["completion_tokens"] == 12
+    assert reply.json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_stream_is_the_whole_in_pieces(served: Any) -> None:
+    whole = text_of(chat(served))
+    found = events(chat(served, stream=True, stream_options={"include_usage": True}).content)
+    assert found[-1] == "[DONE]"
+    first, *middle, last, usage = found[:-1]
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in middle) == whole
+    assert last["choices"][0]["finish_reason"] == "length" and usage["usage"]["completion_tokens"] == 12
+
+
+def test_several_answers_and_seeds(served: Any) -> None:
+    options = {"n": 3, "temperature": 1.5, "seed": 7}
+    first, second = chat(served, **options).json(), chat(served, **options).json()
+    texts = [choice["message"]["content"] for choice in first["choices"]]
+    assert [choice["index"] for choice in first["choices"]] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert texts == [choice["message"]["content"] for choice in second["choices"]]
+    assert first["usage"]["completion_tokens"] == 36
+    unseeded = {text_of(chat(served, temperature=1.5)) for _ in range(3)}
+    assert len(unseeded) == 3
+
+
+def test_streamed_answers_keep_apart(served: Any) -> None:
+    options = {"n": 2, "temperature": 1.5, "seed": 7}
+    whole = chat(served, **options).json()["choices"]
+    found = events(chat(served, stream=True, **options).content)[:-1]
+    for choice in whole:
+        deltas = [chunk["choices"][0] for chunk in found if chunk["choices"][0]["index"] == choice["index"]]
+        assert "".join(delta["delta"].get("content", "") for delta in deltas) == choice["message"]["content"]
+        assert [delta["finish_reason"] for delta in deltas][-1] == "length"
+
+
+def test_token_chances_are_of_the_plain_distribution(served: Any, tiny: LocalModel) -> None:
+    reply = chat(served, logprobs=True, top_logprobs=3, temperature=0)
+    content = reply.json()["choices"][0]["logprobs"]["content"]
+    assert len(content) == 12
+    assert bytes(itertools.chain.from_iterable(entry["bytes"] for entry in content)).decode("utf-8", "replace") == (
+        text_of(reply)
+    )
+    cache = tiny.decoder.cache()
+    logits = tiny.decoder.prefill(np.array(tiny.tokenizer.chat(HELLO)), cache).astype(np.float64)
+    logprobs = logits - logits.max() - math.log(np.exp(logits - logits.max()).sum())
+    best = np.argsort(-logprobs, kind="stable")[:3]
+    assert [entry["logprob"] for entry in content[0]["top_logprobs"]] == pytest.approx(
+        logprobs[best].tolist(), abs=1e-4
+    )
+    assert content[0]["logprob"] == pytest.approx(float(logprobs.max()), abs=1e-4)
+
+
+def test_biases_and_penalties_reach_the_sampler(served: Any, tiny: LocalModel) -> None:
+    token = tiny.tokenizer.encode("h")[0]
+    forced = chat(served, logit_bias={str(token): 100}, max_tokens=4)
+    assert text_of(forced) == tiny.tokenizer.decode([token] * 4)
+    plain, changed = text_of(chat(served, max_tokens=40)), text_of(chat(served, max_tokens=40, frequency_penalty=2))
+    assert plain != changed
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"99999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"windlass": {"k": 3}}, "windlass.k"),
+        ({"windlass": {"cach": "off"}}, "windlass.cach"),
+        ({"max_tokens": 600}, "messages"),
+    ],
+)
+def test_what_is_wrong_is_named(served: Any, body: dict[str, Any], param: str) -> None:
+    reply = chat(served, **body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == param
+
+
+def test_a_deadline_that_cannot_be_met(served: Any) -> None:
+    chat(served)
+    reply = chat(served, max_tokens=400, windlass={"deadline_ms": 1})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "deadline_unreachable")
+
+
+def test_raw_prompts_are_continued(served: Any, tiny: LocalModel) -> None:
+    one = complete(served, prompt="hello", max_tokens=8, temperature=0).json()
+    assert one["object"] == "text_completion"
+    assert one["choices"][0]["text"] == "".join(tiny.complete("hello", max_tokens=8))
+    tokens = tiny.tokenizer.prompt("hello")
+    assert complete(served, prompt=tokens, max_tokens=8, temperature=0).json()["choices"] == one["choices"]
+    many = complete(served, prompt=["hello", "there"], max_tokens=8, temperature=0, n=2).json()["choices"]
+    assert [choice["index"] for choice in many] == [0, 1, 2, 3]
+    assert many[0]["text"] == many[1]["text"] == one["choices"][0]["text"]
+    assert many[2]["text"] == "".join(tiny.complete("there", max_tokens=8))
+    assert complete(served, prompt="hello").json()["usage"]["completion_tokens"] <= 16
+
+
+def test_echo_and_logprobs_of_raw_prompts(served: Any) -> None:
+    plain = complete(served, prompt="hello", max_tokens=5).json()["choices"][0]
+    echoed = complete(served, prompt="hello", max_tokens=5, echo=True).json()["choices"][0]
+    assert echoed["text"] == "hello" + plain["text"]
+    streamed = events(complete(served, prompt="hello", max_tokens=5, echo=True, stream=True).content)[:-1]
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed) == echoed["text"]
+    chances = complete(served, prompt="hello", max_tokens=5, logprobs=2).json()["choices"][0]["logprobs"]
+    assert len(chances["tokens"]) == len(chances["token_logprobs"]) == len(chances["top_logprobs"]) == 5
+    assert chances["text_offset"][0] == 0 and chances["text_offset"] == sorted(chances["text_offset"])
+
+
+def test_the_best_of_several(served: Any) -> None:
+    options = {"prompt": "hello", "max_tokens": 6, "temperature": 1.5, "seed": 3, "logprobs": 0}
+    every = complete(served, n=4, **options).json()["choices"]
+    means = {choice["text"]: sum(choice["logprobs"]["token_logprobs"]) / 6 for choice in every}
+    best = complete(served, n=2, best_of=4, **options).json()["choices"]
+    assert [choice["text"] for choice in best] == sorted(means, key=means.__getitem__, reverse=True)[:2]
+    assert [choice["index"] for choice in best] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [10**8]}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "n": 3, "best_of": 2}, "best_of"),
+        ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
+        ({"prompt": ["a"] * 100, "n": 2}, "n"),
+        ({"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+    ],
+)
+def test_raw_prompts_that_are_wrong(served: Any, body: dict[str, Any], param: str) -> None:
+    reply = complete(served, **body)
+    assert reply.status_code == 400
+    assert str(reply.json()["error"]["param"]).split(".")[0] == param
+
+
+def test_a_second_question_finds_the_first_ones_pages(served: Any) -> None:
+    long = [{"role": "user", "content": "the same long beginning " * 6}]
+    chat(served, messages=long)
+    engine = served.services._engine
+    before = engine.engine.engine.kv.hit_tokens
+    chat(served, messages=long)
+    assert engine.engine.engine.kv.hit_tokens > before
+    before = engine.engine.engine.kv.hit_tokens
+    chat(served, messages=long, windlass={"cache": "off"})
+    assert engine.engine.engine.kv.hit_tokens == before
+    with served.client() as client:
+        text = client.get("/metrics").text
+    for name in (
+        'windlass_kv_pages{state="cached"}',
+        "windlass_queue_depth",
+        'windlass_tbt_seconds_count{tenant="local"}',
+    ):
+        assert name in text
+
+
+def test_clients_that_vanish_leave_nothing_behind(served: Any) -> None:
+    """Fifty clients hang up in the middle of a stream; `served` then finds no page in use."""
+    body = json.dumps({"model": MODEL, "messages": HELLO, "max_tokens": 400, "stream": True, "temperature": 1.0})
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    reached = []
+
+    def vanish() -> None:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+            connection.sendall(head.encode() + body.encode())
+            reached.append(connection.recv(200)[:15])
+
+    threads = [threading.Thread(target=vanish) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reached.count(b"HTTP/1.1 200 OK") == 50
+    end = time.monotonic() + 20
+    while served.services._engine.busy and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not served.services._engine.busy
+    assert served.services._calls == {}
+
+
+def test_too_many_get_429_and_nothing_breaks(pipeline: Any, serve: Any, tiny: LocalModel) -> None:
+    pipeline.model = tiny
+    with serve(pipeline, limits=Limits(waiting=2)) as server:
+        codes: list[int] = []
+        headers: list[str | None] = []
+
+        def ask() -> None:
+            reply = chat(server, max_tokens=300)
+            codes.append(reply.status_code)
+            if reply.status_code == 429:
+                headers.append(reply.headers.get("retry-after"))
+
+        threads = [threading.Thread(target=ask) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(codes) == {200, 429}
+        assert all(header is not None and 1 <= int(header) <= 60 for header in headers)
+        assert chat(server).status_code == 200
+
+
+def test_models_that_are_elsewhere_have_no_raw_prompts(server: Any) -> None:
+    assert complete(server, prompt="a").json()["error"]["code"] == "feature_unavailable"
+    refused = chat(server, n=2)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")

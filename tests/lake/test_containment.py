@@ -1,0 +1,148 @@
+"""Containment against sets of rows, by brute force."""
+
+from __future__ import annotations
+
+import csv
+import os
+import zipfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from windlass.core.errors import UsageError
+from windlass.lake.containment import LakeTable, _may_be_contained, find_containment, schema_pairs
+from windlass.lake.hashing import HashedTable, hash_table, record_cells
+from windlass.lake.profile import profile_table
+from windlass.lake.table_files import file_cells
+
+Records = list[list[str]]
+
+
+def lake_table(name: str, columns: list[str], rows: Records) -> LakeTable:
+    hashed = hash_table(record_cells(rows, columns))
+    return LakeTable(name, profile_table(name, hashed), lambda: hashed)
+
+
+CELL = st.sampled_from(["", "1", "1.0", "2", "x", "NA", "true", "2024-01-01"])
+CANONICAL = {"NA": "", "1.0": "1"}
+
+
+@st.composite
+def lakes(draw: st.DrawFn) -> list[tuple[list[str], Records]]:
+    tables = []
+    for _ in range(draw(st.integers(2, 7))):
+        columns = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=3, unique=True))
+        rows = draw(st.lists(st.lists(CELL, min_size=len(columns), max_size=len(columns)), min_size=1, max_size=5))
+        tables.append((columns, rows))
+        if draw(st.booleans()):  # a projection of a selection
+            some = draw(st.lists(st.sampled_from(columns), min_size=1, unique=True))
+            kept = draw(st.lists(st.sampled_from(rows), min_size=1, max_size=4))
+            tables.append((some, [[row[columns.index(name)] for name in some] for row in kept]))
+    return tables
+
+
+def contains(parent: tuple[list[str], Records], child: tuple[list[str], Records]) -> bool:
+    if not set(child[0]) <= set(parent[0]):
+        return False
+
+    def rows(table: tuple[list[str], Records]) -> set[tuple[str, ...]]:
+        places = [table[0].index(name) for name in child[0]]
+        return {tuple(CANONICAL.get(row[place], row[place]) for place in places) for row in table[1]}
+
+    return rows(child) <= rows(parent)
+
+
+@settings(deadline=None, max_examples=80)
+@given(lakes())
+def test_all_contained_tables_are_found_and_no_other(lake: list[tuple[list[str], Records]]) -> None:
+    tables = [lake_table(str(n), *table) for n, table in enumerate(lake)]
+    want = {(str(i), str(j)) for i, a in enumerate(lake) for j, b in enumerate(lake) if i != j and contains(b, a)}
+    graph = find_containment(tables)
+    assert {(edge.child, edge.parent) for edge in graph.edges} == want
+    for fresh in ("0", "1"):
+        some = find_containment(tables, fresh={fresh})
+        assert {(e.child, e.parent) for e in some.edges} == {pair for pair in want if fresh in pair}
+
+
+@settings(deadline=None, max_examples=80)
+@given(lakes())
+def test_no_profile_rules_out_a_true_pair(lake: list[tuple[list[str], Records]]) -> None:
+    tables = [lake_table(str(n), *table) for n, table in enumerate(lake)]
+    pairs = schema_pairs([frozenset(table.columns) for table in tables])
+    kept = _may_be_contained(tables, pairs)
+    assert all(keep or not contains(lake[j], lake[i]) for (i, j), keep in zip(pairs, kept, strict=True))
+
+
+@settings(deadline=None)
+@given(st.lists(st.frozensets(st.sampled_from("abcde"), min_size=1), max_size=12))
+def test_pairs_by_columns_are_all_pairs_of_subsets(schemas: list[frozenset[str]]) -> None:
+    want = [[i, j] for i, a in enumerate(schemas) for j, b in enumerate(schemas) if i != j and a <= b]
+    assert schema_pairs(schemas).tolist() == want
+
+
+def test_a_large_child_with_one_strange_row_is_told_apart() -> None:
+    rows = [[str(n), f"v{n % 97}"] for n in range(5_000)]
+    near = [*rows[:2_000], ["2000", "v0"]]
+    tables = [
+        lake_table(name, ["n", "v"], part) for name, part in (("all", rows), ("some", rows[:2_000]), ("near", near))
+    ]
+    graph = find_containment(tables)
+    assert [(edge.child, edge.parent) for edge in graph.edges] == [("some", "all"), ("some", "near")]
+    assert graph.stages[0].pairs_out == 6
+    assert "all 2,000 rows of some" in graph.explain("some", "all")
+    assert "not contained" in graph.explain("near", "all")
+
+
+def test_duplicates_and_trivial_tables() -> None:
+    rows = [[str(n), str(n * n)] for n in range(9)]
+    tables = [
+        lake_table("a", ["n", "square"], rows),
+        lake_table("b", ["Square", "N"], [row[::-1] for row in rows[::-1]]),
+        lake_table("one", ["n"], [["3"]]),
+        lake_table("none", ["n"], []),
+    ]
+    graph = find_containment(tables)
+    assert graph.duplicates() == [["a", "b"]]
+    assert {(e.child, e.parent): e.trivial for e in graph.edges} == {
+        ("a", "b"): False, ("b", "a"): False, ("one", "a"): True, ("one", "b"): True,
+    }  # fmt: skip
+
+
+def test_two_tables_of_one_id_are_refused() -> None:
+    table = lake_table("a", ["n"], [["1"]])
+    with pytest.raises(UsageError, match="same id"):
+        find_containment([table, table])
+
+
+@pytest.mark.shared
+def test_the_463_true_containments_of_a_real_lake(tmp_path: Path) -> None:
+    folder = Path(os.environ["WINDLASS_SHARED_DATA"]) / "lake" / "rdatasets"
+    with zipfile.ZipFile(folder / "tables.zip") as archive:
+        archive.extractall(tmp_path)
+    with open(folder / "containment_truth.csv", newline="") as file:
+        truth = {(row[0], row[1]) for row in list(csv.reader(file))[1:] if float(row[2]) == 1.0}
+    graph = find_containment([_without_index(path) for path in sorted(tmp_path.rglob("*.csv"))])
+    assert len(truth) == 463
+    assert {(edge.child, edge.parent) for edge in graph.edges} == truth
+
+
+def _without_index(path: Path) -> LakeTable:
+    """The truth leaves out the leading column of row names."""
+    hashed = hash_table(_cells(path))
+    return LakeTable(path.name, profile_table(path.name, hashed), partial(_hashed, path))
+
+
+def _cells(path: Path):  # type: ignore[no-untyped-def]
+    cells = file_cells(str(path))
+    kept = [place for place, name in enumerate(cells.names) if name.lower() != "rownames"]
+    spans = [np.ascontiguousarray(part[kept]) for part in (cells.starts, cells.ends)]
+    return replace(cells, names=tuple(cells.names[place] for place in kept), starts=spans[0], ends=spans[1])
+
+
+def _hashed(path: Path) -> HashedTable:
+    return hash_table(_cells(path))
