@@ -7,7 +7,6 @@ bits once more when loaded (Q5_1, Q5_K, Q6_K, and plain numbers).
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.core.errors import ModelError, UsageError
+from windlass.core.tasks import usable_cores
 from windlass.kernels.cpu_attention import CHUNK
 from windlass.models import cpu_step, cpu_tables
 from windlass.models.block_formats import Floats
@@ -55,17 +55,17 @@ class CpuEngine:
             raise ModelError(f"{source.path}: the compiled engine cannot run this model: {reason}")
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1")
-        self.threads = threads or min(_usable_cores(), MOST_THREADS)
-        self._packed = pack(source, self.threads)
+        self.threads = threads or min(usable_cores(), MOST_THREADS)
+        self.packed = pack(source, self.threads)
         self._frequencies, self._magnitude = rotary_frequencies(self.config, source)
         self._cosine = self._sine = np.zeros(0, np.float32)
-        self._sizes = self._describe(self._packed.final_norm)
+        self._sizes = self._describe(self.packed.final_norm)
         self._pool = self.new_pool()
         self._scratch: cpu_tables.Scratch | None = None
         self._scratch_for = (0, 0)
         self._calls = cpu_step.kernel_addresses()
         self._barrier = np.zeros(16, np.int64)
-        self._crew = _Crew(self.threads)
+        self._crew, self._free_cores = _Crew(self.threads), _FreeCores(self.threads)
         self._lock = threading.Lock()
 
     @classmethod
@@ -76,7 +76,7 @@ class CpuEngine:
     @property
     def nbytes(self) -> int:
         """Bytes of weights in memory; about the bytes of the file."""
-        return self._packed.arena.nbytes + self._packed.floats.nbytes
+        return self.packed.arena.nbytes + self.packed.floats.nbytes
 
     def cache(self) -> SequenceCache:
         """An empty sequence."""
@@ -162,7 +162,7 @@ class CpuEngine:
     def close(self) -> None:
         """End the worker threads; the engine then runs on the calling thread alone."""
         self._crew.close()
-        self.threads = 1
+        self.threads, self._free_cores = 1, _FreeCores(1)
 
     def _append(
         self, tokens: list[Tokens], caches: list[SequenceCache], *, wanted: Wanted = "last", greedy: bool = False
@@ -183,8 +183,8 @@ class CpuEngine:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
         self._sizes[cpu_tables.PAGE_TOKENS] = pool.page_tokens
-        threads = 1 if _crowded(self.threads) else self.threads
-        wanted, guess = len(batch.out_rows), greedy and self._packed.has_coarse_head
+        threads = self._free_cores.threads()
+        wanted, guess = len(batch.out_rows), greedy and self.packed.has_coarse_head
         logits = np.empty((0 if guess else wanted, self.config.vocab_size), np.float32)
         best, chosen = np.zeros(threads * wanted, np.float32), np.zeros(threads * wanted, np.int64)
         before = np.concatenate((np.zeros(1, np.int64), np.cumsum(batch.context_lengths)))
@@ -218,7 +218,7 @@ class CpuEngine:
 
     def _weights(self) -> cpu_tables.Weights:
         return cpu_tables.Weights(
-            self._packed.arena, self._packed.floats, self._packed.plan, self._packed.extras, self._sizes,
+            self.packed.arena, self.packed.floats, self.packed.plan, self.packed.extras, self._sizes,
             self.config.norm_eps, self._cosine, self._sine, self._calls,
         )  # fmt: skip
 
@@ -280,7 +280,7 @@ class CpuEngine:
             own_queries=floats(threads, mixed),
             twice=floats(threads, 2 * config.head_dim),
             pair=floats(threads, config.n_kv_heads * unit),
-            tops=floats(tokens * -(-config.vocab_size // 16) if self._packed.has_coarse_head else 0),
+            tops=floats(tokens * -(-config.vocab_size // 16) if self.packed.has_coarse_head else 0),
             ranked=floats(threads, cpu_tables.CANDIDATES),
             candidates=np.zeros((threads, cpu_tables.CANDIDATES), np.int64),
         )
@@ -326,19 +326,26 @@ class _Crew:
         self._wakes = []
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+class _FreeCores:
+    """How many threads are worth starting: cores that other programs want are left to them.
+
+    A thread that waits for its turn keeps the others waiting at the next meeting, so two threads on one and a half
+    cores are slower than one. What is running is noisy, so it is averaged over a few steps.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._cores, self._others = threads, max(usable_cores(), threads), 0.0
+
+    def threads(self) -> int:
+        if self._threads > 1:
+            self._others += 0.25 * (_running() - 1 - self._others)
+        return max(1, min(self._threads, self._cores - int(self._others + 0.5)))
 
 
-def _crowded(threads: int) -> bool:
-    """Whether other programs want the cores right now, so that threads would wait for each other's turns."""
-    if threads == 1:
-        return False
+def _running() -> int:
+    """Threads of all programs that run or want to, ours included; 1 where the system does not say."""
     try:
-        with open("/proc/loadavg", encoding="ascii") as file:
-            running = int(file.read().split()[3].split("/")[0])
+        with open("/proc/loadavg", "rb", buffering=0) as file:
+            return int(file.read(64).split()[3].split(b"/")[0])
     except (OSError, ValueError, IndexError):
-        return False
-    return running > _usable_cores()
+        return 1

@@ -17,6 +17,7 @@ from windlass.core.errors import ModelError
 from windlass.kernels import cpu_gemm
 from windlass.models import cpu_tables
 from windlass.models.block_formats import BY_NAME, Floats
+from windlass.models.mapped import Releasable
 from windlass.models.weights import WeightSource
 
 LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -54,7 +55,10 @@ def pack(source: WeightSource, threads: int) -> PackedModel:
     Raises:
         ModelError: a tensor is missing, misshapen or not finite; the message names it.
     """
-    return _Packer(source).run(threads)
+    packed = _Packer(source).run(threads)
+    if isinstance(source, Releasable):
+        source.release()
+    return packed
 
 
 class _Packer:

@@ -95,13 +95,13 @@ def _arrays(kind: Any, dimensions: int = 1) -> Any:
 
 _I64, _F32 = _arrays(types.int64), _arrays(types.float32)
 _I64_ROWS, _F32_ROWS = _arrays(types.int64, 2), _arrays(types.float32, 2)
-WEIGHTS = types.NamedTuple(
+WEIGHTS = types.NamedTuple(  # type: ignore[no-untyped-call]
     [_arrays(types.uint8), _F32, _arrays(types.int64, 3), _I64_ROWS, _I64, types.float64, _F32, _F32, _I64], Weights
 )
-BATCH = types.NamedTuple([_I64] * len(Batch._fields), Batch)
+BATCH = types.NamedUniTuple(_I64, len(Batch._fields), Batch)  # type: ignore[no-untyped-call]
 _OF_SCRATCH = {"xq": _arrays(types.int8), "candidates": _I64_ROWS}
 _FLAT = ("x", "qkv", "mixed", "inner", "dx", "xsum", "parts", "tops")
-SCRATCH = types.NamedTuple(
+SCRATCH = types.NamedTuple(  # type: ignore[no-untyped-call]
     [_OF_SCRATCH.get(name, _F32 if name in _FLAT else _F32_ROWS) for name in Scratch._fields], Scratch
 )
 """The types of the three in signatures."""

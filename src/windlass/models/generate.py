@@ -34,8 +34,8 @@ class Token:
     """One generated token.
 
     `text` is what became readable with it: empty while a character is incomplete or a stop string may be
-    beginning. `logprob` is None when nobody asked for it. `finish` is set on the last token only: `stop` (the model ended or a stop string was met) or
-    `length`.
+    beginning. `logprob` is None when nobody asked for it. `finish` is set on the last token only: `stop` (the model
+    ended or a stop string was met) or `length`.
     """
 
     id: int
