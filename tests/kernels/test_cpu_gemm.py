@@ -146,7 +146,7 @@ def test_a_coarse_copy_stays_within_half_a_step() -> None:
         steps = np.repeat(np.abs(weights[index].reshape(3, 32)).max(axis=1), 32) / 8
         error = np.abs(row - weights[index])
         # The far end of the other sign has no code: its error may be a whole step.
-        assert (error <= steps * 1.01).all() and np.median(error / steps) <= 0.3
+        assert (error <= steps * 1.01).all() and np.median(error / steps) <= 0.35
 
 
 def test_rounding_activations_is_nearest_and_keeps_zero() -> None:

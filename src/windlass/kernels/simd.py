@@ -236,7 +236,6 @@ def zero_sums(typing: Any) -> Any:
 
 
 swap_pairs = _pure(Floats, 1, lambda builder, value: _picked(builder, value, value, [i ^ 1 for i in range(LANES)]))
-"""Every two neighbours exchanged."""
 
 
 @intrinsic
@@ -372,7 +371,7 @@ exp_float = _pure(Floats, 1, _exp)
 
 
 def _exp2(builder: Any, x: Any) -> Any:
-    """2^x by 2^n times a polynomial on [-1/2, 1/2] fitted for the smallest relative error, 3e-7."""
+    """2^x for x <= 0 (below -126, its value there): 2^n times a polynomial on [-1/2, 1/2], relative error 3e-7."""
     x = builder.select(builder.fcmp_ordered(">", x, _constant(_FLOATS, -126.0)), x, _constant(_FLOATS, -126.0))
     n = _call(builder, f"llvm.rint.v{LANES}f32", _FLOATS, [x])
     r = builder.fsub(x, n)
@@ -395,7 +394,6 @@ _POWER = tuple(
     )
 )
 exp2_float = _pure(Floats, 1, _exp2)
-"""2^x for x <= 0; below -126, its value there."""
 
 
 def _dot_by_sums(builder: Any, acc: Any, weights: Any, x: Any, widen: str) -> Any:
