@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from selectolax.lexbor import LexborHTMLParser
 
 from windlass.app import cli
+from windlass.app.page.table_picture import picture
+from windlass.retrieval.pipeline import Pipeline
 
 Run = Callable[..., tuple[int, str]]
 CALLS = "id,vessel,draught\n" + "".join(f"{n},vessel {n % 13},{n / 4}\n" for n in range(200))
@@ -81,3 +84,23 @@ def test_what_is_wrong_is_said(lake: Run, folder: Path) -> None:
     assert status == 2 and "was not reclaimed" in out
     status, out = lake("reclaim", folder, "absent.csv")
     assert status == 2 and "no file absent.csv" in out
+
+
+def test_joins_as_text_diagram_and_views(lake: Run, tmp_path: Path) -> None:
+    customers = "".join(f"{n},Customer {n}\n" for n in range(1, 60))
+    orders = "".join(f"{n},{n * 7 % 59 + 1},{n * 3 % 40}.5\n" for n in range(1, 400))
+    (tmp_path / "customers.csv").write_text("customer_id,name\n" + customers)
+    (tmp_path / "orders.csv").write_text("order_id,customer_id,total\n" + orders)
+    status, out = lake("joins", tmp_path)
+    assert status == 0 and "orders.customer_id -> customers.customer_id" in out
+    assert "erDiagram" in lake("joins", tmp_path, "--format", "mermaid")[1]
+    assert 'LEFT JOIN "customers"' in lake("joins", tmp_path, "--format", "sql")[1]
+    found = json.loads(lake("joins", tmp_path, "--json")[1])
+    assert found["facts"] == ["orders"] and found["joins"][0]["keys"] == ["customer_id"]
+    assert lake("joins", tmp_path, "--format", "png")[0] == 2
+    with Pipeline.open(tmp_path, encoder=None, model=None) as pipeline:
+        (join,) = pipeline.overview().joins
+    assert (join.child_file, join.parent_file) == ("orders.csv", "customers.csv")
+    drawing = LexborHTMLParser(str(picture([join])))
+    assert len(drawing.css("rect")) == 2 and len(drawing.css("path")) == 1
+    assert "customer_id = customer_id" in drawing.css("title")[0].text()

@@ -102,7 +102,7 @@ def test_a_request_is_cancelled_by_its_id_and_by_its_tenant_only(shared: Any) ->
         assert b'"code":"cancelled"' in rest
         assert shared.until_idle()
         assert client.delete(path).status_code == 404
-    assert shared.services._generations == {}
+    assert shared.services._calls == {}
 
 
 def test_a_key_file_with_tenants_is_written_and_read_back(tmp_path: Path) -> None:

@@ -149,6 +149,10 @@ def test_what_rebuilds_others_stays_from_then_on(workspace: Workspace, folder: P
     (folder / "bigger.csv").write_text(as_csv(NAMES, [*ROWS, ["x", "y", "z", "w"]]))
     with index(folder) as pipeline:
         assert "calls.csv" not in [removal.path for removal in plan_reclaim(pipeline.workspace).removals]
+    (folder / "copy of calls.csv").unlink()
+    (folder / "calls.csv").rename(folder / "renamed.csv")
+    with index(folder) as pipeline:
+        assert "renamed.csv" not in [removal.path for removal in plan_reclaim(pipeline.workspace).removals]
 
 
 @pytest.mark.parametrize("changed", ["calls.csv", "windows.csv"])

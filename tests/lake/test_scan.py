@@ -25,7 +25,7 @@ from windlass.core.progress import Silent
 from windlass.core.workspace import Workspace
 from windlass.lake import scan as scan_module
 from windlass.lake.scan import Catalog, ScanDelta
-from windlass.lake.walk import hash_file
+from windlass.lake.walk import DEFAULT_IGNORE, _default_ignored, hash_file
 
 Oracle = dict[str, str]
 
@@ -615,3 +615,27 @@ def check_killed_scans(folder: Path) -> None:
             assert stored(workspace) == now
             check_documents(workspace)
     assert finished < 20, "no scan was killed"
+
+
+NAME = st.text(st.sampled_from("ab.~$_pycdnoelsk+THmiTt"), min_size=1, max_size=8) | st.sampled_from(
+    [
+        ".git",
+        "a.pyc",
+        "~$x.docx",
+        "Thumbs.db",
+        "desktop.ini",
+        "__pycache__",
+        "node_modules",
+        "lost+found",
+        "x.thumbs.db",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(NAME.filter(lambda name: name not in (".", "..")), st.booleans(), st.booleans())
+def test_the_quick_ignore_rule_is_that_of_the_patterns(name: str, is_folder: bool, nested: bool) -> None:
+    import pathspec
+
+    path = ("part/" if nested else "") + name + ("/" if is_folder else "")
+    assert bool(_default_ignored(path)) == pathspec.GitIgnoreSpec.from_lines(DEFAULT_IGNORE).match_file(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from windlass.core.errors import WindlassError
+from windlass.models.config import packing_obstacle
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.decoder import Decoder
 from windlass.models.gguf import GGUFSource
@@ -51,7 +52,13 @@ def mutants(good: bytes, header: int, count: int, seed: int) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Let the process take one GiB more than it has: a lie about sizes becomes a MemoryError here."""
+    """Let the process take one GiB more than it has: a lie about sizes becomes a MemoryError here.
+
+    Where the system does not tell what it has, there is no bound.
+    """
+    if not Path("/proc/self/statm").exists():
+        yield
+        return
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPARE_BYTES, hard))
@@ -72,7 +79,7 @@ def use(path: Path) -> None:
             source.tensor(name)
             source.quantized(name)
     Decoder(source).logits(tokens)
-    if isinstance(source, GGUFSource):
+    if isinstance(source, GGUFSource) and packing_obstacle(source.config) is None:
         engine = CpuEngine(source, threads=1)
         engine.prefill(tokens, engine.cache())
 

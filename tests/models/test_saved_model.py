@@ -190,3 +190,14 @@ def test_a_changed_byte_and_a_newer_format_are_refused(saved: Path, tmp_path: Pa
     (folder / MANIFEST).write_text(json.dumps(document))
     with pytest.raises(ModelError, match="checksum"):
         open_weights(folder)
+
+
+def test_a_changed_weight_is_found_by_verify(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    SavedSource(folder).verify()
+    (path,) = folder.glob("weights-*")
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ModelError, match="not what was saved"):
+        SavedSource(folder).verify()

@@ -22,8 +22,11 @@ from tests.models.tiny_models import (  # noqa: E402
 from windlass.core.errors import ContextLengthError, ModelError, UsageError  # noqa: E402
 from windlass.models.decoder import Decoder  # noqa: E402
 from windlass.models.experts import Router  # noqa: E402
+from windlass.models.generate import LocalModel  # noqa: E402
+from windlass.models.saved_model import save_model  # noqa: E402
 from windlass.models.torch_decoder import DecoderLM, TorchModel  # noqa: E402
 from windlass.models.torch_experts import MoELayer, choose  # noqa: E402
+from windlass.models.weights import open_weights  # noqa: E402
 
 
 def close(ours: np.ndarray, expected: np.ndarray) -> bool:
@@ -135,6 +138,44 @@ def test_half_precision_keeps_its_rotary_frequencies(tmp_path: Path) -> None:
     exact = torch.from_numpy(Decoder.load(path).logits(np.array(TOKENS)))
     shares = torch.softmax(model.to(torch.bfloat16)(torch.tensor([TOKENS]))[0].detach(), -1)
     assert float((shares - torch.softmax(exact, -1)).abs().max()) < 0.1
+
+
+def test_the_torch_engine_writes_the_same_text(tmp_path: Path) -> None:
+    config = moe_config("olmoe")
+    folder = write_folder(tmp_path, config, random_weights(config))
+    texts = {
+        engine: "".join(LocalModel.load(folder, engine=engine).complete("the harbour", max_tokens=24))
+        for engine in ("torch", "numpy")
+    }
+    assert texts["torch"] == texts["numpy"] != ""
+    for options, said in (({"dtype": "int3"}, "int3"), ({"device": "nowhere"}, "nowhere")):
+        with pytest.raises(UsageError, match=said):
+            LocalModel.load(folder, engine="torch", **options)
+
+
+@pytest.mark.parametrize("name", ["qwen2 bias", "mixtral", "qwen2 experts", "qwen3 experts"])
+def test_a_module_saved_in_our_form_comes_back(name: str, tmp_path: Path) -> None:
+    config = CASES[name]
+    source = open_weights(write_folder(tmp_path / "source", config, random_weights(config)))
+    model = DecoderLM.from_source(source)
+    tensors = model.tensors()
+    assert sorted(tensors) == sorted(source.names())
+    assert all(np.array_equal(values.ravel(), source.tensor(key).ravel()) for key, values in tensors.items())
+    save_model(tmp_path / "saved", model.config, tensors)
+    again = DecoderLM.load(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(again(torch.tensor([TOKENS])), model(torch.tensor([TOKENS])))
+
+
+def test_every_linear_tells_its_weight_and_cost(model: DecoderLM) -> None:
+    found = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(found) == 2 * 5 + 1
+    for linear in found:
+        out_features, in_features = linear.weight.shape
+        cost = linear.cost(3)
+        assert linear.nbytes == 4 * out_features * in_features
+        assert (cost.flops, cost.shape) == (6 * out_features * in_features, (3, out_features, in_features))
+        assert (cost.dtype, cost.bytes) == ("fp32", linear.nbytes + 12 * (out_features + in_features))
 
 
 def test_tied_embeddings_are_one_parameter(tmp_path: Path) -> None:

@@ -157,6 +157,13 @@ def test_evaluation_of_a_question_file(tmp_path: Path) -> None:
     assert evaluate_questions(Canned(), path, limit=2).questions == 2
 
 
+def test_a_question_over_two_files_counts_half_for_each(tmp_path: Path) -> None:
+    both = {"question": "Both?", "files": ["gold.txt", "table.csv"], "quotes": ["is 12.5 m", "4 | 12.5"], "answer": "x"}
+    path = _write(tmp_path / "q.jsonl", both)
+    assert [evaluate_questions(Canned(), path, k=k).recall for k in (1, 2)] == [0.5, 1.0]
+    assert [evaluate_questions(Canned(), path, k=k).any_recall for k in (1, 2)] == [1.0, 1.0]
+
+
 def test_a_citation_that_is_not_verbatim_is_noticed(tmp_path: Path) -> None:
     path = _write(tmp_path / "q.jsonl", {"question": "tampered?", "answer": "12.5 m"})
     assert not evaluate_questions(Canned(), path).all_verified

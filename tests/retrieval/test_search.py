@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from windlass.core.progress import Silent
 from windlass.core.workspace import Workspace
 from windlass.retrieval.coverage import Coverage
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.hybrid import HybridRetriever
-from windlass.retrieval.lexical import LexicalIndex
+from windlass.retrieval.lexical import LexicalIndex, merge_words
 from windlass.retrieval.match import match_expression
 from windlass.retrieval.passage_store import load_passages
+from windlass.retrieval.pipeline import Pipeline
 from windlass.retrieval.types import Passage
 
 DIM = 16
@@ -221,3 +223,50 @@ def test_words_follow_passages_within_a_transaction(workspace: Workspace) -> Non
         assert {row[0] for row in connection.execute("SELECT id FROM chunks")} == {
             int(hit) for hit in found if hit >= 0
         }
+
+
+def test_merging_frees_what_was_deleted_and_changes_nothing_that_is_found(workspace: Workspace) -> None:
+    texts = [f"crane {n} of berth {n % 7} lifts {n * 37} tons" for n in range(600)]
+    for first in range(0, 600, 60):
+        _fill_more(workspace, texts[first : first + 60])
+    with workspace.acquire(), workspace.transaction() as connection:
+        connection.execute("DELETE FROM chunks WHERE id > 150")
+    lexical, before = LexicalIndex(workspace), _words_size(workspace)
+    found = lexical.search(["crane berth 3", "lifts 111"], 40)
+    with workspace.acquire():
+        assert merge_words(workspace, Silent()) > 0
+        assert merge_words(workspace, Silent()) == 0
+    again = lexical.search(["crane berth 3", "lifts 111"], 40)
+    assert np.array_equal(found.ids, again.ids) and np.array_equal(found.scores, again.scores)
+    assert _words_size(workspace) < before / 3
+
+
+def test_a_large_deletion_clears_the_word_index(tmp_path: Path) -> None:
+    for n in range(10):
+        (tmp_path / f"{n}.txt").write_text(f"The hall {n} is painted.\n")
+    with Pipeline.open(tmp_path, encoder=None, model=None) as pipeline:
+        pipeline.index(embed=False)
+        for n in range(8):
+            (tmp_path / f"{n}.txt").unlink()
+        pipeline.index(embed=False)
+        assert {hit.passage.source for hit in pipeline.search("hall painted", 5)} == {"8.txt", "9.txt"}
+        with pipeline.workspace.reading() as connection:
+            assert connection.execute("SELECT count(DISTINCT segid) FROM lexical_idx").fetchone()[0] == 1
+
+
+def _fill_more(workspace: Workspace, texts: Sequence[str]) -> None:
+    with workspace.acquire(), workspace.transaction() as connection:
+        connection.execute(
+            "INSERT OR IGNORE INTO documents"
+            " VALUES (1, 'h', 'text', 1, '', '', NULL, 0, 1, NULL, '[]', x'789c030000000001')"
+        )
+        connection.executemany(
+            "INSERT INTO chunks (document_id, kind, start, end, heading, text) VALUES (1, 'rows', 0, 1, '', ?)",
+            [(text,) for text in texts],
+        )
+        connection.execute("UPDATE counters SET value = value + 1")
+
+
+def _words_size(workspace: Workspace) -> int:
+    with workspace.reading() as connection:
+        return int(connection.execute("SELECT sum(length(block)) FROM lexical_data").fetchone()[0])

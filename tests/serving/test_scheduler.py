@@ -321,6 +321,22 @@ def test_who_comes_back_has_saved_nothing_up() -> None:
     assert order[:12].count("new") in range(5, 8)
 
 
+@pytest.mark.parametrize("fair", [False, True])
+def test_higher_priority_goes_first_within_a_tenant(fair: bool) -> None:
+    policy: Any = StallFree(64, max_num_seqs=1)
+    engine = scripted_engine(FairShare(policy) if fair else policy)
+    for name, priority in (("first", 0), ("low", -1), ("second", 0), ("high", 5)):
+        engine.submit(request(name, 4, 1, priority=priority))
+    events = engine.run_until_idle(5_000)
+    assert [event.request_id for event in events] == ["high", "first", "second", "low"]
+
+
+def test_a_prompt_that_fills_the_memory_and_makes_nothing() -> None:
+    engine = scripted_engine(StallFree(64), pages=4)
+    engine.submit(request("a", 16, 0))
+    assert len(engine.run_until_idle(100)) == 1
+
+
 def test_cancelled_while_waiting_is_never_scheduled() -> None:
     engine = scripted_engine(StallFree(8, max_num_seqs=1))
     engine.submit(request("a", 4, 4))

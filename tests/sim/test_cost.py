@@ -165,6 +165,30 @@ SHAPES = [ClusterSpec.switch, ClusterSpec.mesh]
 
 
 @pytest.mark.parametrize("count", range(2, 17))
+def test_prices_are_the_written_formulas(count):
+    tau, bw, x = EDGE.latency, EDGE.bandwidth, 1_000_000
+    whole = count & (count - 1) == 0
+    steps = count.bit_length() - 1 + (0 if whole else 2)
+    expected = {
+        "ring": 2 * (count - 1) * (tau + x / (count * bw)),
+        "star": 2 * tau + 2 * (count - 1) * x / bw,
+        "direct": tau + (count - 1) * x / bw,
+        "doubling": steps * (tau + x / bw),
+    }
+    cluster = ClusterSpec.switch(LAPTOP, count, EDGE)
+    for algo, formula in expected.items():
+        found = collectives.seconds("all_reduce", x, range(count), cluster, algo)
+        assert found == pytest.approx(formula, rel=1e-9), algo
+
+
+def test_a_card_is_shared_by_the_devices_behind_it():
+    cluster = ClusterSpec.parse("4x1xlaptop-ETH")
+    wire = fabric("gige")
+    star = collectives.seconds("all_reduce", 1e8, range(4), cluster, "star")
+    assert star == pytest.approx(2 * 3 * 1e8 / wire.bandwidth, rel=0.01)
+
+
+@pytest.mark.parametrize("count", range(2, 17))
 @pytest.mark.parametrize("algo", ["ring", "star", "direct", "doubling"])
 def test_formulas_are_what_the_messages_take(count, algo):
     for shape in SHAPES:

@@ -155,6 +155,24 @@ def test_an_interrupt_forgets_what_was_waited_for():
     assert seen == [2.0, 3.0]
 
 
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_an_interrupt_ends_a_sleep_for_good(sleeps):
+    sim, seen = Sim(), []
+
+    def process():
+        try:
+            yield 10.0 if sleeps else sim.after(10.0)
+        except InterruptedError:
+            seen.append(sim.now)
+        yield 20.0
+        seen.append(sim.now)
+
+    made = sim.spawn(process())
+    sim.after(2.0, made.interrupt, InterruptedError())
+    sim.run()
+    assert seen == [2.0, 22.0]
+
+
 def test_a_deadlock_names_who_waits_and_for_what():
     sim = Sim()
     one, other = sim.event("a word from the other"), sim.event("a word from the one")

@@ -75,7 +75,7 @@ def test_a_resample_draws_rows_and_gaps_of_the_trace():
 rows = st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 2**31 - 1), st.integers(0, 10**6)), max_size=20)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(rows, st.booleans())
 def test_a_file_keeps_everything(tmp_path_factory, found, blocks):
     arrivals = np.array(sorted(row[0] for row in found))

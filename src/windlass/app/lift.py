@@ -69,18 +69,31 @@ def lift(
         WindlassError: As `Pipeline.index`. A model that cannot be had is a notice in the report, not an error.
     """
     first = pipeline.index(progress=progress, embed=False, on_searchable=on_searchable)
-    if survey:
+    if embed:
+        notices = [] if offline else pull_missing(pipeline, progress)
+        second = pipeline.index(progress=progress)
+        first.passages_embedded = second.passages_embedded
+        first.seconds["embed"] = second.seconds.get("embed", 0.0)
+        first.notices = notices or second.notices
+    if survey:  # last: answers do not wait for it, and its first run on a machine compiles for a while
         started = time.perf_counter()
-        pipeline.survey(progress)
+        first.notices = [*first.notices, *compare(pipeline, progress)]
         first.seconds["compare"] = time.perf_counter() - started
-    if not embed:
-        return first
-    notices = [] if offline else pull_missing(pipeline, progress)
-    second = pipeline.index(progress=progress)
-    first.passages_embedded = second.passages_embedded
-    first.seconds["embed"] = second.seconds.get("embed", 0.0)
-    first.notices = notices or second.notices
     return first
+
+
+def compare(pipeline: Pipeline, progress: Progress) -> list[str]:
+    """Bring what is known beyond single files up to date; returns what a person should know where that fails.
+
+    What was indexed is of use without it, so nothing but a person's wish ends the run.
+    """
+    try:
+        pipeline.survey(progress)
+    except Cancelled:
+        raise
+    except WindlassError as error:
+        return [f"tables and texts were not compared: {error}"]
+    return []
 
 
 def pull_missing(pipeline: Pipeline, progress: Progress) -> list[str]:
@@ -138,7 +151,7 @@ def keep_up(
         while not stop.is_set():
             try:
                 report = pipeline.index(progress=progress)
-                pipeline.survey(progress)
+                compare(pipeline, progress)
             except WorkspaceLocked:
                 stop.wait(_RETRY_SECONDS)
             except Cancelled:

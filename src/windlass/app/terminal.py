@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from windlass.app.http.server import Started
     from windlass.retrieval.overview import Overview
     from windlass.retrieval.pipeline import IndexReport
-    from windlass.retrieval.types import Answer, Citation, Hit
+    from windlass.retrieval.types import Answer, Citation, Hit, Link
 
 _TITLES = {
     "scan": "Looking at files",
@@ -33,6 +33,7 @@ _TITLES = {
     "contain": "Looking for tables in tables",
     "shingle": "Cutting texts into word sequences",
     "compare": "Looking for near-copies",
+    "join": "Looking for joins",
     "recipes": "Trying recipes",
     "verify": "Verifying",
     "embed": "Embedding passages",
@@ -142,6 +143,7 @@ def print_card(overview: Overview, report: IndexReport | None) -> None:
             add("", f"{printable(group[0])} = {_some([printable(path) for path in group[1:]], 3)}")
     _add_contained(add, overview)
     _add_near_copies(add, overview)
+    _add_joins(add, overview)
     _add_reasons(add, "not readable", [(path, f"{reason}: {text}") for path, reason, text in overview.failed])
     _add_reasons(add, "skipped", overview.skipped)
     if report is not None:
@@ -168,6 +170,8 @@ def print_answer(answer: Answer) -> None:
         console.print()
     for citation in citations:
         console.print(f"  [{citation.number}] {place(citation)}", markup=False, style="dim")
+        if citation.via:
+            console.print(f"      {_via(citation.via)}", markup=False, style="dim")
         if citation.sql:
             console.print(f"      {citation.sql}", markup=False, style="dim")
         if citation.quote:
@@ -193,7 +197,8 @@ def print_hits(hits: list[Hit]) -> None:
         if hit.passage.title:
             console.print(f"    {shorten(hit.passage.title, 100)}", markup=False, style="cyan")
         console.print(f"    {shorten(hit.passage.text, 240)}", markup=False)
-        console.print(f"    score {hit.score:.4f} ({ranks})", markup=False, style="dim")
+        how = "; ".join(part for part in (ranks, _via(hit.via) if hit.via else "") if part)
+        console.print(f"    score {hit.score:.4f} ({how})", markup=False, style="dim")
 
 
 def unique_citations(answer: Answer) -> list[Citation]:
@@ -214,6 +219,10 @@ def overview_json(overview: Overview, report: IndexReport | None) -> dict[str, A
 
 def place(citation: Citation) -> str:
     return _place(citation.file, citation.page, citation.table, citation.rows)
+
+
+def _via(link: Link) -> str:
+    return f"found via “{link.name}” in {link.file}"
 
 
 def hit_place(hit: Hit) -> str:
@@ -286,6 +295,14 @@ def _add_near_copies(add: Callable[[str, str], None], overview: Overview) -> Non
         add(title, f"{printable(pair.second)} has {pair.similarity:.0%} in common with {printable(pair.first)}")
     if len(overview.near_copies) > _LISTED:
         add("", f"and {len(overview.near_copies) - _LISTED} more")
+
+
+def _add_joins(add: Callable[[str, str], None], overview: Overview) -> None:
+    for number, join in enumerate(overview.joins[:_LISTED]):
+        ends = f"{join.child}.{', '.join(join.columns)} -> {join.parent}.{', '.join(join.keys)}"
+        add(f"{len(overview.joins)} joins" if number == 0 else "", f"{printable(ends)} ({join.probability:.0%})")
+    if len(overview.joins) > _LISTED:
+        add("", f"and {len(overview.joins) - _LISTED} more (windlass lake joins)")
 
 
 def _add_reasons(add: Callable[[str, str], None], title: str, entries: list[tuple[str, str]]) -> None:

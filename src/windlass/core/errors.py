@@ -92,6 +92,16 @@ class UnsupportedArchitecture(ModelError):
     """The model's file is sound, but windlass has no code for this kind of model."""
 
 
+class GraphFormatError(WindlassError):
+    """A file or folder that should hold a graph, or an index over one, is broken or of another kind."""
+
+
+class IndexMismatchError(WindlassError):
+    """An index was made for another graph, or with other parameters, than the one it is used with."""
+
+    http_status = 409
+
+
 class Busy(WindlassError):
     """The queue is full; the caller should come back later."""
 

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 from windlass.core.errors import UsageError
 
@@ -448,4 +448,4 @@ def _deeper(depth: int) -> int:
 
 
 def _parts(kind: type[And] | type[Or], part: Filter) -> tuple[Filter, ...]:
-    return cast("And | Or", part).parts if isinstance(part, kind) else (part,)
+    return part.parts if isinstance(part, kind) else (part,)

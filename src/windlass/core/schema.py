@@ -155,6 +155,19 @@ STEPS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX near_copies_by_second ON near_copies (second);
     """,
+    """
+    -- Joins that are believed, as of the last new table: `columns` of the child refer to `keys` of the parent (JSON).
+    CREATE TABLE joins (
+        child INTEGER NOT NULL REFERENCES tables (id) ON DELETE CASCADE,
+        columns TEXT NOT NULL,
+        parent INTEGER NOT NULL REFERENCES tables (id) ON DELETE CASCADE,
+        keys TEXT NOT NULL,
+        probability REAL NOT NULL,
+        mutual INTEGER NOT NULL,
+        PRIMARY KEY (child, columns, parent)
+    ) WITHOUT ROWID;
+    CREATE INDEX joins_by_parent ON joins (parent);
+    """,
 )
 
 VERSION = len(STEPS)

@@ -111,6 +111,19 @@ class ServerSettings:
         least=1,
         most=1_000_000,
     )
+    scheduler: str = _setting(
+        "stall-free",
+        "Who gets the model's next step: `stall-free` cuts long prompts so that running answers go on; the others are "
+        "there to compare with.",
+        choices=("stall-free", "prefill-first", "hybrid", "decode-first"),
+    )
+    tbt_slo_ms: int = _setting(
+        0,
+        "Milliseconds that may lie between two tokens of an answer, for the scheduler `stall-free`; 0: no promise, "
+        "steps of a fixed size.",
+        least=0,
+        most=600_000,
+    )
 
 
 @dataclass(frozen=True, slots=True)

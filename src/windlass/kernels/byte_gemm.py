@@ -201,8 +201,6 @@ def byte_product(
 _U8, _F32, _INT = types.Array(types.uint8, 1, "C"), types.Array(types.float32, 1, "C"), types.int64
 BYTE_PRODUCT = Compiled(
     byte_product,
-    types.void(
-        _U8, _INT, _INT, _F32, _F32, _INT, _INT, _U8, _INT, _INT, _F32, _INT, _F32, _INT, _INT, types.boolean
-    ),
+    types.void(_U8, _INT, _INT, _F32, _F32, _INT, _INT, _U8, _INT, _INT, _F32, _INT, _F32, _INT, _INT, types.boolean),
 )
 call_byte_product = caller(BYTE_PRODUCT.signature)

@@ -162,6 +162,28 @@ def classify_cells(data: Any, starts: Any, ends: Any, kinds: Any, values: Any, h
 
 
 @compiled
+def extreme_cells(data: Any, starts: Any, ends: Any, rows: Any) -> Any:
+    """The least and the greatest of some cells (int64[>= 1] row numbers) in the order of their bytes."""
+    least, greatest = rows[0], rows[0]
+    for row in rows:
+        if _before(data, starts[row], ends[row], starts[least], ends[least]):
+            least = row
+        if _before(data, starts[greatest], ends[greatest], starts[row], ends[row]):
+            greatest = row
+    return least, greatest
+
+
+@inlined
+def _before(data: Any, a: Any, a_end: Any, b: Any, b_end: Any) -> Any:
+    while a < a_end and b < b_end:
+        if data[a] != data[b]:
+            return data[a] < data[b]
+        a += 1
+        b += 1
+    return a == a_end and b < b_end
+
+
+@compiled
 def number_hash(value: Any) -> Any:
     """The hash of a number (float64); minus zero is zero."""
     box = np.empty(1, np.float64)

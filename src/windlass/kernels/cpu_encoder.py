@@ -106,6 +106,25 @@ def gather_head(qkv: Any, at: int, hidden: int, length: int, size: int, keys: An
             store_float(values, token * size + i, load_float(qkv, row + 2 * hidden + i))
 
 
+@inlined
+def _soften(scores: Any, base: int, length: int) -> float:
+    """Turn `length` scores into exp(score - largest), what pads them to 16 into next to nothing; one over their sum."""
+    whole = (length + 15) // 16 * 16
+    for i in range(length, whole):
+        scores[base + i] = np.float32(-np.inf)
+    largest = splat(np.float32(-np.inf))
+    for i in range(0, whole, LANES):
+        largest = max_float(largest, load_float(scores, base + i))
+    top = splat(-max_lanes(largest))
+    total = zero_float()
+    for i in range(0, whole, LANES):
+        weight = exp_float(add_float(load_float(scores, base + i), top))
+        store_float(scores, base + i, weight)
+        total = add_float(total, weight)
+    inverse: float = np.float32(1) / sum_lanes(total)
+    return inverse
+
+
 @compiled
 def attend_sequence(
     qkv: Any, at: int, hidden: int, length: int, size: int, keys: Any, values: Any, scores: Any, room: int,
@@ -160,25 +179,6 @@ def attend_sequence(
 
 
 @inlined
-def _soften(scores: Any, base: int, count: int) -> float:
-    """Turn `count` scores into exp(score - max), zeros behind them; 1 / their sum."""
-    whole = (count + 15) // 16 * 16
-    for i in range(count, whole):
-        scores[base + i] = np.float32(-np.inf)
-    largest = splat(np.float32(-np.inf))
-    for i in range(0, whole, LANES):
-        largest = max_float(largest, load_float(scores, base + i))
-    top = splat(-max_lanes(largest))
-    total = zero_float()
-    for i in range(0, whole, LANES):
-        weight = exp_float(add_float(load_float(scores, base + i), top))
-        store_float(scores, base + i, weight)
-        total = add_float(total, weight)
-    inverse: float = np.float32(1) / sum_lanes(total)
-    return inverse
-
-
-@inlined
 def _blend(
     out: Any, o0: int, o1: int, o2: int, o3: int, length: int, size: int, values: Any, scores: Any, room: int,
     s0: float, s1: float, s2: float, s3: float,
@@ -210,9 +210,7 @@ _U8, _F32, _INT = types.Array(types.uint8, 1, "C"), types.Array(types.float32, 1
 ROUND_TOKENS = Compiled(round_tokens, types.void(_F32, _INT, _INT, _INT, _U8, _INT, _F32, _F32, _INT, _INT))
 NORMALIZE_TOKENS = Compiled(
     normalize_tokens,
-    types.void(
-        _F32, _INT, _F32, _INT, _INT, _F32, _INT, types.float64, _U8, _INT, _F32, _F32, _INT, _INT
-    ),
+    types.void(_F32, _INT, _F32, _INT, _INT, _F32, _INT, types.float64, _U8, _INT, _F32, _F32, _INT, _INT),
 )
 ATTEND_SEQUENCE = Compiled(
     attend_sequence, types.void(_F32, _INT, _INT, _INT, _INT, _F32, _F32, _F32, _INT, _F32, _INT)

@@ -84,7 +84,7 @@ def l2_row(vectors: Any, at: int, scale: Any, negated: Any, dim: int) -> Any:
 
 
 @inlined
-def row_score(vectors: Any, dim: int, scales: Any, row: int, query: Any, metric: int) -> Any:
+def row_score(vectors: Any, dim: int, scales: Any, row: Any, query: Any, metric: int) -> Any:
     """The score of one row; under `L2` the query comes with its sign turned."""
     scale = scales[row] if len(scales) else np.float32(1.0)
     if metric == DOT:

@@ -176,6 +176,17 @@ def sort_unique(shingles: Any, offsets: Any, wanted: Any, counts: Any) -> None:
 
 
 @compiled
+def hash_sets(shingles: Any, offsets: Any, wanted: Any, counts: Any, out: Any) -> None:
+    """One hash for each wanted set, as `sort_unique` leaves it: uint64[sets], written."""
+    for number in range(offsets.size - 1):
+        if wanted[number]:
+            key = np.uint64(counts[number])
+            for index in range(offsets[number], offsets[number] + counts[number]):
+                key = mix64(key ^ shingles[index])
+            out[number] = key
+
+
+@compiled
 def common_values(shingles: Any, offsets: Any, counts: Any, pairs: Any, threshold: Any, out: Any) -> None:
     """Exact sizes of intersections of sorted sets; -1 as soon as the Jaccard threshold is out of reach.
 

@@ -29,6 +29,7 @@ from windlass.lake.profile import TableProfile
 from windlass.lake.text_dedup import PairStage
 
 _HELD_CELLS = 20_000_000
+_LOT_CELLS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -111,26 +112,28 @@ def find_containment(
     tables = sorted((table for table in tables if table.profile.rows and table.columns), key=lambda table: table.id)
     stages: list[PairStage] = []
     clock = time.perf_counter()
-    pairs = schema_pairs([frozenset(table.columns) for table in tables])
-    if fresh is not None:
-        chosen = np.array([table.id in fresh for table in tables], np.bool_)
-        pairs = pairs[chosen[pairs].any(axis=1)]
-    stages.append(PairStage("columns", len(tables) * (len(tables) - 1), len(pairs), time.perf_counter() - clock))
+    groups = schema_groups([frozenset(table.columns) for table in tables])
+    pairs = sum(len(small) * len(large) - len(set(small) & set(large)) for small, large in groups)
+    stages.append(PairStage("columns", len(tables) * (len(tables) - 1), pairs, time.perf_counter() - clock))
     clock = time.perf_counter()
-    possible = pairs[_may_be_contained(tables, pairs)]
-    stages.append(PairStage("profiles", len(pairs), len(possible), time.perf_counter() - clock))
+    chosen = np.array([fresh is None or table.id in fresh for table in tables], np.bool_)
+    possible = possible_pairs(tables, groups, chosen)
+    stages.append(PairStage("profiles", pairs, len(possible), time.perf_counter() - clock))
     clock = time.perf_counter()
     edges = sorted(_verified(tables, possible, progress))
     stages.append(PairStage("rows", len(possible), len(edges), time.perf_counter() - clock))
     return ContainmentGraph(tuple(edges), tuple(stages))
 
 
-def schema_pairs(schemas: Sequence[frozenset[str]]) -> NDArray[np.int64]:
-    """int64[pairs, 2]: all (i, j), i != j, for which the columns of `i` are among those of `j`; sorted.
+def schema_groups(schemas: Sequence[frozenset[str]]) -> list[tuple[list[int], list[int]]]:
+    """Groups of tables by their columns: those of one set of columns, and those of a set that holds it.
+
+    Every pair `(i, j)` with `schemas[i] <= schemas[j]` is in exactly one entry, `i` on its left and `j` on its right,
+    among them every `(i, i)`.
 
     Example:
-        >>> schema_pairs([frozenset("ab"), frozenset("abc"), frozenset("d")]).tolist()
-        [[0, 1]]
+        >>> schema_groups([frozenset("ab"), frozenset("abc"), frozenset("d")])
+        [([0], [0]), ([0], [1]), ([1], [1]), ([2], [2])]
     """
     members: dict[frozenset[str], list[int]] = defaultdict(list)
     for number, schema in enumerate(schemas):
@@ -140,16 +143,15 @@ def schema_pairs(schemas: Sequence[frozenset[str]]) -> NDArray[np.int64]:
     for number, schema in enumerate(distinct):
         for column in schema:
             having[column] |= 1 << number
-    found: list[tuple[int, int]] = []
+    found = []
     for number, schema in enumerate(distinct):
         above = -1
         for column in sorted(schema, key=lambda column: having[column].bit_count()):
             above &= having[column]
             if above == 1 << number:
                 break
-        wider = [j for place in _bits(above) for j in members[distinct[place]]]
-        found += [(i, j) for i in members[schema] for j in wider if i != j]
-    return np.array(sorted(found), np.int64).reshape(-1, 2)
+        found += [(members[schema], members[distinct[place]]) for place in _bits(above)]
+    return found
 
 
 def _bits(number: int) -> Iterator[int]:
@@ -159,34 +161,101 @@ def _bits(number: int) -> Iterator[int]:
         number ^= lowest
 
 
-def _may_be_contained(tables: Sequence[LakeTable], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool[pairs]: False where the profiles of some column rule containment out."""
-    if not len(pairs):
-        return np.zeros(0, np.bool_)
-    first_column = np.cumsum([0, *(len(table.columns) for table in tables)])
-    columns = [column for table in tables for column in table.profile.columns]
-    sizes = np.array([len(tables[child].columns) for child, _ in pairs])
-    children = np.concatenate([np.arange(first_column[c], first_column[c + 1]) for c, _ in pairs])
-    wider = [(first_column[parent], tables[parent].columns, tables[child].columns) for child, parent in pairs]
-    parents = np.array([first + places[name] for first, places, names in wider for name in names])
-    nulls = np.array([column.column.nulls for column in columns]) > 0
-    distinct = np.array([column.column.distinct for column in columns])
-    exact = np.array([column.exact for column in columns])
-    low, high = np.array([column.low for column in columns]), np.array([column.high for column in columns])
-    possible = nulls[parents] | ~nulls[children]
-    possible &= (distinct[children] <= distinct[parents]) | ~(exact[children] & exact[parents])
-    has_numbers = ~np.isnan(low)
-    # A comparison with nan is False: where the parent has no number, a child with one is ruled out.
-    inside = (low[children] >= low[parents]) & (high[children] <= high[parents])
-    possible &= ~has_numbers[children] | inside
-    offsets = np.concatenate([[0], np.cumsum([column.bottom.size for column in columns])]).astype(np.int64)
-    bottoms = np.concatenate([column.bottom for column in columns])
-    fits = np.empty(len(children), np.bool_)
-    bottoms_fit(bottoms, offsets, children, parents, fits)
-    possible &= fits
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    answer: NDArray[np.bool_] = np.logical_and.reduceat(possible, starts)
-    return answer
+class _ColumnFacts:
+    """What profiles say of all columns of all tables, side by side; tables' columns stand in the order of names."""
+
+    def __init__(self, tables: Sequence[LakeTable]) -> None:
+        ordered = [[table.profile.columns[place] for _, place in sorted(table.columns.items())] for table in tables]
+        columns = [column for own in ordered for column in own]
+        self.names = [sorted(table.columns) for table in tables]
+        self.first = np.cumsum([0, *map(len, ordered)])
+        self.nulls = np.array([column.column.nulls > 0 for column in columns], np.bool_)
+        # What was only estimated bounds nothing: as a child it has no value, as a parent all of them.
+        distinct = np.array([column.column.distinct for column in columns], np.float64)
+        exact = np.array([column.exact for column in columns], np.bool_)
+        self.at_least = np.where(exact, distinct, 0)
+        self.at_most = np.where(exact, distinct, np.inf)
+        self.low = np.array([column.low for column in columns], np.float64)
+        self.high = np.array([column.high for column in columns], np.float64)
+        self.bottom_ends = np.cumsum([0, *(column.bottom.size for column in columns)])
+        self.bottoms = np.concatenate([np.empty(0, np.uint64), *(column.bottom for column in columns)])
+
+    def may_hold(self, children: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool[n]: whether counts and ranges allow that each parent column holds its child's values."""
+        possible = self.nulls[parents] | ~self.nulls[children]
+        possible &= self.at_least[children] <= self.at_most[parents]
+        # A comparison with nan is False: where the parent has no number, a child with one is ruled out.
+        inside = (self.low[children] >= self.low[parents]) & (self.high[children] <= self.high[parents])
+        answer: NDArray[np.bool_] = possible & (inside | np.isnan(self.low[children]))
+        return answer
+
+    def hashes_fit(self, children: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The same by the smallest hashes of their values."""
+        fits = np.empty(children.size, np.bool_)
+        bottoms_fit(self.bottoms, self.bottom_ends, children, parents, fits)
+        return fits
+
+
+def possible_pairs(
+    tables: Sequence[LakeTable], groups: Sequence[tuple[list[int], list[int]]], chosen: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """int64[pairs, 2]: pairs of tables, one of them chosen, that no profile of a column rules out."""
+    facts = _ColumnFacts(tables)
+    found = [np.empty((0, 2), np.int64)]
+    lots: list[_Lot] = []
+    size = 0
+    for lot in _lots(facts, groups, chosen):
+        lots.append(lot)
+        size += lot.children.size
+        if size > _LOT_CELLS:
+            found.append(_not_ruled_out(facts, lots))
+            lots, size = [], 0
+    if lots:
+        found.append(_not_ruled_out(facts, lots))
+    return np.concatenate(found)
+
+
+class _Lot(NamedTuple):
+    """Pairs of tables (int64[pairs, 2]) and of their columns, each int64[pairs, columns of the child]."""
+
+    pairs: NDArray[np.int64]
+    children: NDArray[np.int64]
+    parents: NDArray[np.int64]
+
+
+def _lots(
+    facts: _ColumnFacts, groups: Sequence[tuple[list[int], list[int]]], chosen: NDArray[np.bool_]
+) -> Iterator[_Lot]:
+    for small, large in groups:
+        if len(small) == 1 and small == large:
+            continue
+        names = facts.names[small[0]]
+        index = {name: place for place, name in enumerate(facts.names[large[0]])}
+        places = np.array([index[name] for name in names])
+        step = max(1, _LOT_CELLS // (len(large) * len(names)))
+        for begin in range(0, len(small), step):
+            part = small[begin : begin + step]
+            pairs = np.stack([np.repeat(part, len(large)), np.tile(large, len(part))], axis=1)
+            pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & chosen[pairs].any(axis=1)]
+            if len(pairs):
+                own = facts.first[pairs[:, 0]][:, None] + np.arange(len(names))
+                yield _Lot(pairs, own, facts.first[pairs[:, 1]][:, None] + places)
+
+
+def _not_ruled_out(facts: _ColumnFacts, lots: Sequence[_Lot]) -> NDArray[np.int64]:
+    """The pairs of which every column of the child may be in its column of the parent."""
+    pairs = np.concatenate([lot.pairs for lot in lots])
+    widths = np.concatenate([np.full(len(lot.pairs), lot.children.shape[1]) for lot in lots])
+    children = np.concatenate([lot.children.ravel() for lot in lots])
+    parents = np.concatenate([lot.parents.ravel() for lot in lots])
+    for rule in (facts.may_hold, facts.hashes_fit):
+        if not len(pairs):
+            break
+        starts = np.cumsum(widths) - widths
+        possible = np.logical_and.reduceat(rule(children, parents), starts)
+        cells = np.repeat(possible, widths)
+        pairs, widths, children, parents = pairs[possible], widths[possible], children[cells], parents[cells]
+    return pairs
 
 
 class _Loaded:

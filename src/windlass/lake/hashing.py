@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Hashes = NDArray[np.uint64]
 
 
-
 @dataclass(frozen=True)
 class Cells:
     """The cells of a table as spans of one buffer.
@@ -185,16 +184,15 @@ def arrow_cells(table: pa.Table | pa.RecordBatch, names: Sequence[str]) -> Cells
     """The cells of an Arrow table or batch of plain columns (see `readers.plain_columns`) as their text."""
     import pyarrow as pa
 
-    from windlass.lake.readers.plain_columns import cells
-
     starts, ends = np.empty((2, len(names), table.num_rows), np.int64)
     parts: list[NDArray[np.uint8]] = []
     size = 0
     for place, column in enumerate(table.columns):
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if not (pa.types.is_string(array.type) or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)):
-            array = pa.array(cells(array), pa.string())  # the renderings that readers use
-        array = array.cast(pa.large_string()).fill_null("")
+        if array.null_count:
+            array = array.cast(pa.large_string()).fill_null("")
+        else:
+            array = array.cast(pa.large_string())
         _, offsets, text = array.buffers()
         spans = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
         starts[place], ends[place] = spans[:-1] + size, spans[1:] + size

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.kernels import sketches
-from windlass.kernels.cells import CODE, DATE, INTEGER, NULL, NUMBER, TEXT, TIMESTAMP
+from windlass.kernels.cells import CODE, DATE, INTEGER, NULL, NUMBER, TEXT, TIMESTAMP, extreme_cells
 from windlass.kernels.hashing import add_cells
 from windlass.kernels.minhash import EMPTY, minima
 from windlass.lake.document import Column
@@ -268,8 +268,8 @@ def _described(cells: Cells, place: int, first: Any, present: Any, values: Any) 
         return "timestamp", low_time.isoformat(" "), high_time.isoformat(" ")
     elif present[TEXT] > _PLAIN_TEXT_SHARE * total and (total > 12 or present[CODE]):
         # Too many words for numbers or dates, too many values for yes and no.
-        texts = cells.texts(place, first)
-        return "text", shown(min(texts)), shown(max(texts))
+        least, greatest = extreme_cells(cells.data, cells.starts[place], cells.ends[place], first)
+        return "text", shown(cells.text(place, least)), shown(cells.text(place, greatest))
     return typed(cells.texts(place, first))
 
 
@@ -278,8 +278,9 @@ def _moments(values: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[in
     cells = int(counts.sum())
     if not cells:
         return 0, math.nan, 0.0
-    mean = float(np.dot(values, counts) / cells)
-    return cells, mean, float(np.dot((values - mean) ** 2, counts))
+    weights = counts.astype(np.float64)
+    mean = float(values @ weights / cells)
+    return cells, mean, float((values - mean) ** 2 @ weights)
 
 
 def _merged_moments(a: ColumnProfile, b: ColumnProfile) -> tuple[float, float]:

@@ -133,8 +133,7 @@ def plan_reclaim(
     for path in (*only, *pin):
         if path not in files:
             raise NotFound(f"no file {path} in {workspace.folder}", hint="paths are relative to the folder")
-    # What rebuilds an earlier removal must not go itself.
-    stay = {*pin, *(entry.parent for entry in list_reclaimed(workspace))}
+    stay = {*pin, *_needed(workspace, files)}
     if only:
         stay |= files.keys() - set(only)
     proposals = [pair for pair in _proposals(workspace, files) if pair[0] not in stay]
@@ -283,6 +282,19 @@ def _files(workspace: Workspace) -> dict[str, _File]:
             "SELECT path, size, content_hash, coalesce(kind, ''), inode FROM files WHERE content_hash IS NOT NULL"
         )
         return {row[0]: _File(*row) for row in rows}
+
+
+def _needed(workspace: Workspace, files: dict[str, _File]) -> set[str]:
+    """Files that earlier removals are rebuilt from, wherever their content stands by now: they must not go."""
+    by_hash: dict[str, list[str]] = defaultdict(list)
+    for entry in files.values():
+        by_hash[entry.content_hash].append(entry.path)
+    found = set()
+    for gone in list_reclaimed(workspace):
+        names = by_hash[gone.parent_hash]
+        if names:
+            found.add(gone.parent if gone.parent in names else min(names))
+    return found
 
 
 def _proposals(workspace: Workspace, files: dict[str, _File]) -> list[tuple[str, str, str]]:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from windlass.core.errors import UsageError
 
 _GIGABYTE = 1e9
-_NODE_BUDGET = 10_000
-_LEAST_NODES = 4
+_NODE_BUDGET = 4_000_000
 _SEARCH_EVERY = 10
 _ROUNDS = 20
 _ADJUSTMENTS = 12
@@ -203,7 +202,7 @@ class _Component:
         return {child: next(s for _, s in self.servers[child] if s in self.best) for child in self.members}
 
     def solve(self) -> None:
-        most = max(_LEAST_NODES, _NODE_BUDGET // len(self.members))
+        most = max(1, _NODE_BUDGET // len(self.members) ** 2)
         pending: list[tuple[float, frozenset[int], frozenset[int]]] = [(0.0, frozenset(), frozenset())]
         for done in range(most + 1):
             pending.sort(key=lambda node: -node[0])

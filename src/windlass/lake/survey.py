@@ -148,7 +148,7 @@ def _survey_tables(workspace: Workspace, progress: Progress) -> int:
     from windlass.lake.containment import find_containment
 
     progress.start("profile", len(new), "tables")
-    tables = _known_tables(workspace)
+    tables = known_tables(workspace)
     for start in range(0, len(new), _COMMIT_TABLES):
         lot = new[start : start + _COMMIT_TABLES]
         profiled = [(table_id, _profiled(workspace, table_id, name, progress)) for table_id, name in lot]
@@ -186,7 +186,17 @@ def _store_profiles(connection: sqlite3.Connection, profiled: Sequence[tuple[int
     )
 
 
-def _known_tables(workspace: Workspace) -> list[LakeTable]:
+def table_names(workspace: Workspace) -> dict[int, tuple[str, str]]:
+    """(file, name) of every table of a file that is there, by the table's id."""
+    with workspace.reading() as connection:
+        rows = connection.execute(
+            f"SELECT id, ({_PATH.format('tables.document_id')}) AS file, name FROM tables"
+        ).fetchall()
+    return {table_id: (file, name) for table_id, file, name in rows if file is not None}
+
+
+def known_tables(workspace: Workspace) -> list[LakeTable]:
+    """Every profiled table; its id is that of its row in the database, as text."""
     from windlass.lake.profile_format import unpack_profile
 
     with workspace.reading() as connection:

@@ -25,12 +25,13 @@ from windlass.kernels.minhash import (
     candidate_pairs,
     choose_bands,
     common_values,
+    hash_sets,
     merge_sets,
     signatures,
     slot_constants,
     sort_unique,
 )
-from windlass.kernels.shingles import LETTER, SPACE, WHOLE, word_shingles
+from windlass.kernels.shingles import LETTER, PLAIN, SPACE, WHOLE, mark_folded, unknown_points, word_shingles
 
 SIGNATURE_VERSION = 1
 THRESHOLD, WORDS, SLOTS = 0.7, 5, 128
@@ -39,6 +40,7 @@ _CODE_POINTS = 0x110000
 _ASCII_WORDS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz_")
 _LOT_CHARACTERS = 4 << 20
 _LISTED_PAIRS = 64 * 64
+_NEW_CHARACTERS = 4096
 # Scripts written without spaces between words: Thai and Lao, Burmese, Khmer, kana, Chinese characters.
 _NO_SPACES = (
     (0x0E00, 0x0EFF),
@@ -48,6 +50,7 @@ _NO_SPACES = (
     (0x3400, 0x9FFF),
     (0x20000, 0x3FFFF),
 )
+_JAMO = ((0x1100, 0x11FF), (0xA960, 0xA97F), (0xD7B0, 0xD7FF))
 
 
 class PairStage(NamedTuple):
@@ -164,7 +167,7 @@ def shingle_texts(texts: Sequence[str], words: int = WORDS, progress: Progress |
     progress.start("shingle", len(texts), "texts")
     shingles: list[NDArray[np.uint64]] = []
     offsets: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
-    classes, known = _ascii_classes(), set[str]()
+    characters = _Characters()
     begin, total = 0, 0
     while begin < len(texts):
         check_cancelled(progress)
@@ -172,9 +175,9 @@ def shingle_texts(texts: Sequence[str], words: int = WORDS, progress: Progress |
         while end < len(texts) and (end == begin or size + len(texts[end]) <= _LOT_CHARACTERS):
             size += len(texts[end])
             end += 1
-        data, starts = _normalised(texts[begin:end], classes, known)
+        data, starts = characters.pack(texts[begin:end])
         out, places = np.empty(data.size + end - begin, np.uint64), np.empty(end - begin + 1, np.int64)
-        used = word_shingles(data, starts, classes, words, out, places)
+        used = word_shingles(data, starts, characters.classes, words, out, places)
         shingles.append(out[:used].copy())
         offsets.append(places[1:] + total)
         total += used
@@ -225,7 +228,7 @@ def _compare(
     clock = time.perf_counter()
     table = sign_sets(sets, slots)
     filled = np.diff(sets.offsets) > 0
-    same_as = _first_equal(table, sets.shingles, sets.offsets, filled)
+    same_as = _first_equal(table, sets, filled)
     alone = filled & (same_as == np.arange(len(ids)))
     candidates = propose_pairs(table, alone, threshold)
     stages.append(_stage("bands", stages[-1].pairs_out, len(candidates), clock))
@@ -240,22 +243,19 @@ def _compare(
     return _result(ids, lengths, pairs, shares, stages)
 
 
-def _first_equal(
-    table: NDArray[np.uint32], shingles: NDArray[np.uint64], offsets: NDArray[np.int64], filled: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """For each set the first that equals it: equal signatures propose, equal sets of shingles decide."""
-    first: dict[bytes, list[tuple[int, NDArray[np.uint64]]]] = {}
-    _, groups, sizes = np.unique(_row_keys(table), return_inverse=True, return_counts=True)
+def _first_equal(table: NDArray[np.uint32], sets: ShingleSets, filled: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each set the first that equals it: equal signatures propose, hashes of the whole sets decide."""
+    keys = np.empty((1, len(table)), np.uint64)
+    band_keys(table, 1, table.shape[1], keys)
+    _, groups, sizes = np.unique(keys[0], return_inverse=True, return_counts=True)
+    wanted = filled & (sizes[groups] > 1)
+    counts, hashes = np.zeros(len(table), np.int64), np.empty(len(table), np.uint64)
+    sort_unique(sets.shingles, sets.offsets, wanted, counts)
+    hash_sets(sets.shingles, sets.offsets, wanted, counts, hashes)
     same_as = np.arange(len(table))
-    for number in np.flatnonzero(filled & (sizes[groups] > 1)):
-        own = np.unique(shingles[offsets[number] : offsets[number + 1]])
-        known = first.setdefault(table[number].tobytes(), [])
-        for other, values in known:
-            if np.array_equal(own, values):
-                same_as[number] = other
-                break
-        else:
-            known.append((int(number), own))
+    members = np.flatnonzero(wanted)
+    _, first, which = np.unique(hashes[members], return_index=True, return_inverse=True)
+    same_as[members] = members[first[which]]
     return same_as
 
 
@@ -280,12 +280,6 @@ def _with_copies(
     return array, np.array([share for _, _, share in found])
 
 
-def _row_keys(table: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    keys = np.empty((1, len(table)), np.uint64)
-    band_keys(table, 1, table.shape[1], keys)
-    return keys.reshape(-1)
-
-
 def _result(
     ids: Sequence[str],
     lengths: Sequence[int],
@@ -306,39 +300,66 @@ def _result(
     return DuplicateTexts(tuple(named), tuple(clusters), tuple(stages), len(ids), spare)
 
 
-def _normalised(
-    texts: Sequence[str], classes: NDArray[np.uint8], known: set[str]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Texts in lower case under NFKC as one buffer, and where each begins; new characters are added to `classes`."""
-    encoded = []
-    for text in texts:
-        if not text.isascii():
-            text = unicodedata.normalize("NFKC", text).lower()
-            if new := set(text) - known:
-                _add_classes(new, classes)
-                known |= new
-            encoded.append(text.encode("utf-8", "replace"))
-        else:
-            encoded.append(text.lower().encode())
+class _Characters:
+    """What each character is, found out as characters come up.
+
+    Most texts are in normal form but for capitals. They only have their ASCII letters lowered, which is ten times
+    faster than normalising them; a character that is not plain sends its text the long way.
+    """
+
+    def __init__(self) -> None:
+        self.classes = np.zeros(_CODE_POINTS, np.uint8)  # SPACE
+        self._known = np.zeros(_CODE_POINTS, np.uint8)  # UNKNOWN
+        for character in _ASCII_WORDS:
+            self.classes[ord(character)] = LETTER
+
+    def pack(self, texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Texts in lower case under NFKC as one buffer, and where each begins; all their characters are classified."""
+        encoded = [text.encode("utf-8", "replace").lower() for text in texts]
+        data, starts = _joined(encoded)
+        if all(map(str.isascii, texts)):
+            return data, starts
+        self._learn(data)
+        long_way = np.zeros(len(texts), np.bool_)
+        mark_folded(data, starts, self._known, long_way)
+        if not long_way.any():
+            return data, starts
+        for number in np.flatnonzero(long_way).tolist():
+            text = unicodedata.normalize("NFKC", texts[number]).lower()
+            encoded[number] = text.encode("utf-8", "replace")
+            self._learn(_joined([encoded[number]])[0])
+        return _joined(encoded)
+
+    def _learn(self, data: NDArray[np.uint8]) -> None:
+        room = np.empty(_NEW_CHARACTERS, np.int64)
+        found = len(room)
+        while found == len(room):
+            found = int(unknown_points(data, self._known, room))
+            for point in room[:found].tolist():
+                character = chr(point)
+                self.classes[point] = _class_of(character)
+                if _is_plain(character):
+                    self._known[point] = PLAIN
+
+
+def _joined(encoded: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     starts = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum([len(text) for text in encoded], out=starts[1:])
     return np.frombuffer(bytearray(b"".join(encoded)), np.uint8), starts
 
 
-def _ascii_classes() -> NDArray[np.uint8]:
-    classes = np.full(_CODE_POINTS, SPACE, np.uint8)
-    for character in _ASCII_WORDS:
-        classes[ord(character)] = LETTER
-    return classes
+def _class_of(character: str) -> int:
+    if character.isalpha() and any(low <= ord(character) <= high for low, high in _NO_SPACES):
+        return WHOLE
+    return LETTER if character.isalnum() or character == "_" else SPACE
 
 
-def _add_classes(characters: Iterable[str], classes: NDArray[np.uint8]) -> None:
-    for character in characters:
-        point = ord(character)
-        if any(low <= point <= high for low, high in _NO_SPACES) and character.isalpha():
-            classes[point] = WHOLE
-        elif character.isalnum() or character == "_":
-            classes[point] = LETTER
+def _is_plain(character: str) -> bool:
+    """Whether normalising and lowering leave a text's words alone as far as this character goes, whatever stands by."""
+    if unicodedata.category(character).startswith("M") or any(low <= ord(character) <= high for low, high in _JAMO):
+        return False  # may join the character before it
+    normal = unicodedata.normalize("NFKC", character).lower()
+    return normal == character or (_class_of(character) == SPACE and all(_class_of(part) == SPACE for part in normal))
 
 
 def _stage(name: str, pairs_in: int, pairs_out: int, since: float) -> PairStage:

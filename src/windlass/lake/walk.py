@@ -13,14 +13,11 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from windlass.core.errors import NotFound, ReadError, UsageError
 from windlass.core.paths import to_text
 from windlass.core.workspace import STATE_FOLDER
-
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
 
 IGNORE_FILE = ".windlassignore"
 DEFAULT_IGNORE: tuple[str, ...] = (
@@ -33,6 +30,10 @@ DEFAULT_IGNORE: tuple[str, ...] = (
     "Thumbs.db",
     "desktop.ini",
 )
+# The same for names alone: nine patterns a path are a third of the time of looking at an unchanged folder.
+_default_ignored = re.compile(
+    r"(?:^|/)(?:\.[^/]*/?|[^/]*\.pyc/?|~\$[^/]*/?|Thumbs\.db/?|desktop\.ini/?|__pycache__/|node_modules/|lost\+found/)$"
+).search
 _HASH_BLOCK = 1 << 20
 _READ_ATTEMPTS = 3
 
@@ -77,7 +78,7 @@ def walk(folder: Path, *, ignore: Sequence[str], skipped: list[tuple[str, str]])
             text = to_text(name)
             try:
                 is_folder = entry.is_dir(follow_symlinks=False)
-                if ignored.match_file(text + "/" if is_folder else text):
+                if ignored(text + "/" if is_folder else text):
                     continue
                 if is_folder:
                     folders.append(name)
@@ -129,22 +130,25 @@ def hash_file(path: bytes, name: str, *, check: Callable[[], None] = lambda: Non
     raise ReadError(f"{name} keeps changing while it is read", reason="changing", hint="it is tried again next time")
 
 
-def _ignored(folder: Path, ignore: Sequence[str]) -> GitIgnoreSpec:
-    import pathspec
-
+def _ignored(folder: Path, ignore: Sequence[str]) -> Callable[[str], object]:
+    """What says of a path (a folder's ends with `/`) whether it is passed over; its folders were asked about before."""
     own = folder / IGNORE_FILE
     lines: list[str] = []
+    if tuple(ignore) == DEFAULT_IGNORE and not own.exists():
+        return _default_ignored
     if own.is_file() and not own.is_symlink():
         try:
             lines = own.read_text("utf-8", "replace").splitlines()
         except OSError as error:
             raise UsageError(f"{own} cannot be read: {error.strerror}", hint="check its permissions") from error
+    import pathspec
+
     for number, line in enumerate(lines, 1):
         try:
             pathspec.GitIgnoreSpec.from_lines([line])
         except (ValueError, re.error) as error:
             raise UsageError(f"{own}, line {number}: {line!r} is not a pattern", hint="see gitignore(5)") from error
-    return pathspec.GitIgnoreSpec.from_lines([*ignore, *lines, f"/{STATE_FOLDER}/"])
+    return pathspec.GitIgnoreSpec.from_lines([*ignore, *lines, f"/{STATE_FOLDER}/"]).match_file
 
 
 def _why_skipped(record: os.stat_result) -> str:

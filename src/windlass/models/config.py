@@ -238,7 +238,8 @@ def _hf_rope_scaling(rope: Mapping[str, Any], where: str) -> Mapping[str, Any] |
         return None
     if kind not in ("linear", "llama3", "yarn"):
         raise ModelError(f"{where}: rotary scaling {kind!r} is not supported, only linear, llama3 and yarn")
-    return _numbers({**rope, "type": kind}, where)
+    rule = {key: value for key, value in rope.items() if key not in ("type", "rope_type", "rope_theta")}
+    return _numbers({**rule, "type": kind}, where)
 
 
 def _numbers(scaling: dict[str, Any], where: str) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.core.errors import ContextLengthError, ModelError, UsageError
+from windlass.kernels.blas import one_thread_a_product
 from windlass.models.activations import rms_norm, silu, softmax
 from windlass.models.block_formats import Floats
 from windlass.models.config import ModelConfig
@@ -263,7 +264,8 @@ class Decoder:
         return np.concatenate([self._to_logits(self._forward(checked[s : s + PREFILL_CHUNK], cache)) for s in starts])
 
     def _to_logits(self, hidden: Floats) -> Floats:
-        return rms_norm(hidden, self._norm, self.config.norm_eps) @ self._head.T
+        with one_thread_a_product():
+            return rms_norm(hidden, self._norm, self.config.norm_eps) @ self._head.T
 
     def _forward(self, tokens: Tokens, cache: KVCache) -> Floats:
         """Hidden states `[T, hidden]` of `tokens`, appended to `cache`."""
@@ -275,9 +277,10 @@ class Decoder:
             (np.sin(angles) * self._magnitude).astype(np.float32),
         )
         x = self._embedding[tokens]
-        for index, layer in enumerate(self._layers):
-            x = x + self._attend(rms_norm(x, layer.attn_norm, eps), layer, index, cache, rotation)
-            x = x + self._feed_forward(rms_norm(x, layer.ffn_norm, eps), layer.ffn, index)
+        with one_thread_a_product():
+            for index, layer in enumerate(self._layers):
+                x = x + self._attend(rms_norm(x, layer.attn_norm, eps), layer, index, cache, rotation)
+                x = x + self._feed_forward(rms_norm(x, layer.ffn_norm, eps), layer.ffn, index)
         cache.length = start + len(tokens)
         return x
 

@@ -81,6 +81,12 @@ class Encoder(Protocol):
         ...
 
 
+def is_encoder(path: Path) -> bool:
+    """Whether a model's folder holds one that `BertEncoder` reads."""
+    config = path / "config.json"
+    return config.is_file() and _read_json(config).get("model_type") == "bert"
+
+
 class BertEncoder:
     """An `Encoder` from a folder with `config.json`, `tokenizer.json` (or `vocab.txt`) and
     `model.safetensors`.

@@ -82,7 +82,7 @@ def windows(tokens: Tokens, window: int, stride: int) -> Iterator[tuple[Tokens, 
         UsageError: fewer than two tokens, or a stride that skips some.
 
     Example:
-        >>> [(list(a), list(b)) for a, b in windows(np.arange(6), 3, 2)]
+        >>> [(a.tolist(), b.tolist()) for a, b in windows(np.arange(6), 3, 2)]
         [([0, 1, 2], [1, 2, 3]), ([2, 3, 4], [4, 5])]
     """
     ids = np.asarray(tokens, np.int64).reshape(-1)

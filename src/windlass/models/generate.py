@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from windlass.core.errors import Cancelled, ContextLengthError, ModelError, UsageError
@@ -367,11 +369,24 @@ def compiled_obstacle(source: WeightSource) -> str | None:
     return None
 
 
+def _check_memory(source: WeightSource, bytes_a_weight: int) -> None:
+    """Refuse what would make the system kill this process, or a neighbour, half-way through loading."""
+    needed = bytes_a_weight * sum(math.prod(source.meta(name).shape) for name in source.names())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"{source.path} needs {needed / 1e9:.1f} GB in this engine, {free / 1e9:.1f} GB of memory are free",
+            hint="close something, take a smaller model, or one that the compiled engine runs",
+        )
+
+
 def _engine(source: WeightSource, engine: Engine, threads: int | None, device: str, dtype: str) -> TokenModel:
     if engine == "compiled":
         from windlass.models.cpu_engine import CpuEngine
 
         return CpuEngine(source, threads=threads)
+    if device == "cpu":
+        _check_memory(source, 4 if dtype == "float32" else 2)
     if engine == "numpy":
         return Decoder(source)
     if engine != "torch":

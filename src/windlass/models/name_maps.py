@@ -82,18 +82,27 @@ def canonical(name: str) -> list[Place]:
     return [Place(f"{prefix}{LAYER.get(stem, stem)}.{suffix}")]
 
 
-def hugging_face(name: str) -> str:
-    """The Hugging Face name of a tensor under its GGUF name; experts have none of their own.
+def hugging_face(name: str, *, arch: str, expert: int | None = None) -> str:
+    """The Hugging Face name of a tensor under its GGUF name; of one of its experts, when it holds several.
 
     Raises:
         KeyError: no such tensor is known.
 
     Example:
-        >>> hugging_face("blk.3.attn_q.weight")
-        'model.layers.3.self_attn.q_proj.weight'
+        >>> hugging_face("blk.3.ffn_up_exps.weight", arch="mixtral", expert=7)
+        'model.layers.3.block_sparse_moe.experts.7.w3.weight'
     """
     stem, _, suffix = name.rpartition(".")
     if stem in _TO_HF_OUTER:
         return f"{_TO_HF_OUTER[stem]}.{suffix}"
-    _, layer, part = stem.split(".")
-    return f"model.layers.{layer}.{_TO_HF_LAYER[part]}.{suffix}"
+    block, layer, part = stem.split(".")
+    if block != "blk":
+        raise KeyError(name)
+    at = f"model.layers.{layer}."
+    if expert is not None:
+        mixtral = arch == "mixtral"
+        theirs = next(key for key, ours in EXPERT.items() if ours == part and key.startswith("w") == mixtral)
+        return f"{at}{'block_sparse_moe' if mixtral else 'mlp'}.experts.{expert}.{theirs}.{suffix}"
+    if arch == "mixtral" and part == "ffn_gate_inp":
+        return f"{at}block_sparse_moe.gate.{suffix}"
+    return f"{at}{_TO_HF_LAYER[part]}.{suffix}"

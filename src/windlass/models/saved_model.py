@@ -91,7 +91,9 @@ def save_model(
     )
     for old in folder.glob("weights-*.safetensors"):
         if old.name != weights:
-            old.unlink()
+            with storage.writing(old):
+                storage.LOCAL_DISK.remove(old)
+    storage.remove_leftovers(folder)
 
 
 class SavedSource:
@@ -119,6 +121,16 @@ class SavedSource:
     @property
     def fingerprint(self) -> str:
         return sample_digest([MappedFile(self.path / MANIFEST), self.file])
+
+    def verify(self) -> None:
+        """Read every weight and hold it against the digest in the name of the file.
+
+        Raises:
+            ModelError: the file is not the one that was saved.
+        """
+        arrays = {stored: self._array(stored) for stored in self._entries}
+        if self.file.path.name != f"weights-{_digest(arrays)}.safetensors":
+            raise ModelError(f"{self.file.path} is damaged: its content is not what was saved", hint="save it again")
 
     def tokenizer_metadata(self) -> dict[str, Any] | None:
         """The GGUF metadata of the tokenizer, when the model came from such a file."""

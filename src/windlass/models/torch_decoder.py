@@ -5,7 +5,7 @@ names (`model.layers.0.self_attn.q_proj.weight`), those of the experts in the fu
 Norms, softmax and routing are computed in float32 whatever the parameters are.
 """
 
-# mypy: disallow-subclassing-any=False, warn-return-any=False
+# mypy: disallow-subclassing-any=False, warn-return-any=False, disallow-untyped-calls=False
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.experts import Router
 from windlass.models.name_maps import canonical
 from windlass.models.torch_experts import GatedMLP, MoELayer
+from windlass.models.torch_linear import TorchLinear
 from windlass.models.weights import WeightSource, open_weights
 
 
@@ -85,10 +86,10 @@ class _Attention(nn.Module):
         self.config, self.layer, self.window = config, layer, config.window_of(layer)
         hidden, size = config.hidden_size, config.head_dim
         wide, narrow = config.n_heads * size, config.n_kv_heads * size
-        self.q_proj = nn.Linear(hidden, wide, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(hidden, narrow, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(hidden, narrow, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(wide, hidden, bias=config.output_bias)
+        self.q_proj = TorchLinear(hidden, wide, bias=config.qkv_bias)
+        self.k_proj = TorchLinear(hidden, narrow, bias=config.qkv_bias)
+        self.v_proj = TorchLinear(hidden, narrow, bias=config.qkv_bias)
+        self.o_proj = TorchLinear(wide, hidden, bias=config.output_bias)
         if config.qk_norm is not None:
             sizes = (size, size) if config.qk_norm == "head" else (wide, narrow)
             self.q_norm, self.k_norm = (RMSNorm(length, config.norm_eps) for length in sizes)
@@ -164,7 +165,7 @@ class DecoderLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = _Body(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = TorchLinear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         nn.init.normal_(self.model.embed_tokens.weight, std=0.02)
@@ -204,6 +205,15 @@ class DecoderLM(nn.Module):
                     )
                 parameter.copy_(torch.from_numpy(np.array(values, np.float32)))
         return model
+
+    def tensors(self) -> dict[str, Floats]:
+        """Every weight as float32 under its GGUF name, for `save_model` and `save_hugging_face`."""
+        found: dict[str, Floats] = {}
+        for name, parameter in self.named_parameters():
+            places = canonical(name)
+            parts = parameter.detach().float().cpu().chunk(len(places), dim=max(parameter.ndim - 2, 0))
+            found |= {place.name: part.contiguous().numpy() for place, part in zip(places, parts, strict=True)}
+        return found
 
     @property
     def nbytes(self) -> int:

@@ -5,7 +5,7 @@ contiguous slice once; the results are added in the order of the experts, so a r
 has may depend on how many rows it has, as everywhere in torch; the NumPy body has no such dependence.
 """
 
-# mypy: disallow-subclassing-any=False, warn-return-any=False
+# mypy: disallow-subclassing-any=False, warn-return-any=False, disallow-untyped-calls=False
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from windlass.core.errors import UsageError
 from windlass.models.experts import Router
+from windlass.models.torch_linear import TorchLinear
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden: int, inner: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
-        self.up_proj = nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.gate_proj = TorchLinear(hidden, inner, bias=bias)
+        self.up_proj = TorchLinear(hidden, inner, bias=bias)
+        self.down_proj = TorchLinear(inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -78,17 +79,19 @@ class MoELayer(nn.Module):
         torch.Size([2, 5, 64])
     """
 
+    balance: Tensor | None
+
     def __init__(self, dim: int, ffn: int, *, experts: int, router: Router, shared: int = 0) -> None:
         super().__init__()
         if not 0 < router.top_k <= experts or experts % router.groups or not 0 < router.top_groups <= router.groups:
             raise UsageError(f"{router} cannot choose from {experts} experts")
         self.router = router
-        self.gate = nn.Linear(dim, experts, bias=False)
+        self.gate = TorchLinear(dim, experts, bias=False)
         self.experts = _Weights(experts, dim, ffn)
         # Balances the load when trained without a loss for it; moved by the trainer, not by gradients.
         self.register_buffer("balance", torch.zeros(experts) if router.kind == "sigmoid_bias" else None)
         self.shared_expert = GatedMLP(dim, shared) if shared else None
-        self.shared_expert_gate = nn.Linear(dim, 1, bias=False) if shared else None
+        self.shared_expert_gate = TorchLinear(dim, 1, bias=False) if shared else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim]`."""

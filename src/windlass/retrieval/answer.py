@@ -179,6 +179,7 @@ class _Run:
             page=passage.page,
             rows=_rows(candidate),
             table=passage.table,
+            via=candidate.hit.via,
         )
 
     def _answer(self, found: bool, text: str, sentences: tuple[Sentence, ...], mode: str, used: int) -> Answer:

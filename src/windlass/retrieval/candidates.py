@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from windlass.retrieval.links import bears_name
 from windlass.retrieval.sentences import Span, sentence_spans
 from windlass.retrieval.support import leans_on_previous
 from windlass.retrieval.types import Hit, Passage
@@ -216,6 +217,8 @@ def _row_candidates(hit: Hit, rank: int, text: str) -> Iterator[Candidate]:
     first = passage.rows[0] if passage.rows else 1
     names = _column_names(lines)
     for number, (line, record) in enumerate(zip(lines, records, strict=True)):
+        if hit.via and not bears_name(line, hit.via.name):
+            continue  # the passage was found for the row of that name alone
         yield Candidate(
             hit, rank, record.start, record.end, line.strip(), facts=_facts_of(line, names), row=first + number
         )

@@ -27,6 +27,9 @@ class Coverage:
     Args:
         question: In plain words.
         idf: Rarity of words in the index.
+
+    Attributes:
+        asked: The stems of the question's words.
     """
 
     def __init__(self, question: str, idf: Idf) -> None:
@@ -36,21 +39,39 @@ class Coverage:
         if self._dates:
             spans = [(start, end) for start, end, readings in dates_of(plain) if _whole(readings)]
             words = [word for word in words if not any(start <= word.start < end for start, end in spans)]
+        self.asked = {word.stem for word in words}
         self._weights = weights(words, idf)
         if self._dates:
             self._weights[_DATE] = _DATE_WEIGHT * max(self._weights.values(), default=1.0)
 
     def of(self, passage: Passage) -> float:
         """The covered share of the question's weight, in [0, 1]; 0 for a question without content words."""
-        around = stems(f"{passage.title} {_NAME_BREAK.sub(' ', passage.source)}")
-        pieces = passage.text.splitlines() if passage.kind == "rows" else [passage.text]
-        return max((recall(self._weights, self._present(piece) | around) for piece in pieces), default=0.0)
+        return self.share(self.words_in(passage, self.best_piece(passage)))
+
+    def best_piece(self, passage: Passage) -> str:
+        """The text by which a passage is judged: of table rows the one that covers most, else all of it."""
+        if passage.kind != "rows":
+            return passage.text
+        around = _around(passage)
+        return max(passage.text.splitlines(), key=lambda row: self.share(self._present(row) | around), default="")
+
+    def words_in(self, passage: Passage, piece: str) -> set[str]:
+        """The stems of a piece of the passage, its headings and its file's name; a date of the question is one."""
+        return self._present(piece) | _around(passage)
+
+    def share(self, words: set[str]) -> float:
+        """The share of the question's weight that `words` hold."""
+        return recall(self._weights, words)
 
     def _present(self, text: str) -> set[str]:
         found = stems(text)
         if self._dates and not self._dates.isdisjoint(_full_dates(text)):
             found.add(_DATE)
         return found
+
+
+def _around(passage: Passage) -> set[str]:
+    return stems(f"{passage.title} {_NAME_BREAK.sub(' ', passage.source)}")
 
 
 def _full_dates(text: str) -> set[Date]:

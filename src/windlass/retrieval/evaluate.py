@@ -59,7 +59,8 @@ class Outcome:
     """What became of one question.
 
     Attributes:
-        rank: Of the first passage that holds the gold quote, None when none of the first `k` does.
+        rank: Of the first passage that holds a gold quote, None when none of the first `k` does.
+        gold_share: Share of the question's gold quotes that the first `k` passages hold.
         file_rank: Of the first passage of a gold file.
         correct: An accepted answer stands in the answer, or "not found" was said where that is right.
         cited_gold: Whether some citation points into a gold file; None when nothing was answered or expected.
@@ -76,6 +77,7 @@ class Outcome:
     mode: str
     found: bool
     rank: int | None
+    gold_share: float
     file_rank: int | None
     correct: bool
     exact: float
@@ -92,7 +94,9 @@ class EvaluationReport:
 
     Attributes:
         questions, answerable: How many.
-        recall: Share of answerable questions whose gold quote is in the first `k` passages.
+        recall: Share of gold quotes in the first `k` passages, averaged over answerable questions. A question over
+            two files that finds one of them counts half.
+        any_recall: Share of answerable questions with at least one gold quote in the first `k` passages.
         file_recall: The same for the gold file.
         accuracy: Share of all questions that are `correct`.
         answered_accuracy: Share of answerable questions that are `correct`.
@@ -112,6 +116,7 @@ class EvaluationReport:
     questions: int
     answerable: int
     recall: float
+    any_recall: float
     file_recall: float
     accuracy: float
     answered_accuracy: float
@@ -194,7 +199,8 @@ def summarise(outcomes: Sequence[Outcome], k: int, mode: str) -> EvaluationRepor
         mode=mode,
         questions=len(outcomes),
         answerable=len(gold),
-        recall=_mean([item.rank is not None for item in gold]),
+        recall=_mean([item.gold_share for item in gold]),
+        any_recall=_mean([item.rank is not None for item in gold]),
         file_recall=_mean([item.file_rank is not None for item in gold]),
         accuracy=_mean([item.correct for item in outcomes]),
         answered_accuracy=_mean([item.correct for item in gold]),
@@ -213,19 +219,31 @@ def summarise(outcomes: Sequence[Outcome], k: int, mode: str) -> EvaluationRepor
 
 
 def holds_quote(passage: Passage, question: GoldQuestion, span: str = "") -> bool:
-    """Whether the passage is of a gold file (or a copy of it) and holds the gold text.
+    """Whether the passage is of a gold file (or a copy of it) and holds a gold text of the question."""
+    return bool(held_quotes(passage, question, span))
+
+
+def held_quotes(passage: Passage, question: GoldQuestion, span: str = "") -> set[int]:
+    """Which of the question's gold texts the passage holds, by number; empty when it is of no gold file.
 
     Args:
         passage: A found passage.
-        question: One without a quote asks for the file alone.
+        question: One without a quote asks for the file alone, which counts as its only gold text.
         span: The passage's stretch of the document, which for table rows is written otherwise than its text.
 
     Only words and figures are compared: how a table's cells are set apart is the reader's affair.
     """
     if not is_gold_file(passage, question):
-        return False
+        return set()
+    if not question.quotes:
+        return {0}
     texts = [_plain(passage.text), _plain(span)]
-    return not question.quotes or any(_plain(quote) in text for quote in question.quotes for text in texts)
+    return {number for number, quote in enumerate(question.quotes) if any(_plain(quote) in text for text in texts)}
+
+
+def gold_share(held: Sequence[set[int]], question: GoldQuestion) -> float:
+    """The share of the question's gold texts that some of the found passages hold."""
+    return len(set().union(*held)) / max(1, len(question.quotes))
 
 
 def is_gold_file(passage: Passage, question: GoldQuestion) -> bool:
@@ -245,7 +263,7 @@ def _outcome(pipeline: Asked, question: GoldQuestion, k: int, mode: str) -> Outc
         correct = not answer.found
     passages = [hit.passage for hit in hits]
     spans = [pipeline.document_text(passage.doc_id)[passage.start : passage.end] for passage in passages]
-    holding = [holds_quote(passage, question, span) for passage, span in zip(passages, spans, strict=True)]
+    held = [held_quotes(passage, question, span) for passage, span in zip(passages, spans, strict=True)]
     return Outcome(
         id=question.id,
         question=question.question,
@@ -254,7 +272,8 @@ def _outcome(pipeline: Asked, question: GoldQuestion, k: int, mode: str) -> Outc
         expected=question.answers[0] if question.answers else "",
         mode=answer.mode,
         found=answer.found,
-        rank=holding.index(True) + 1 if True in holding else None,
+        rank=next((rank for rank, numbers in enumerate(held, 1) if numbers), None),
+        gold_share=gold_share(held, question),
         file_rank=next((rank for rank, passage in enumerate(passages, 1) if is_gold_file(passage, question)), None),
         correct=correct,
         exact=exact_match(said, question.answers),

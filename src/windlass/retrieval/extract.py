@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from windlass.retrieval.candidates import Candidate, DocumentText, find_candidates
 from windlass.retrieval.facts import facts
+from windlass.retrieval.links import bears_name
 from windlass.retrieval.questions import Question
 from windlass.retrieval.support import SentenceEncoder
 from windlass.retrieval.terms import stems
@@ -19,9 +20,10 @@ from windlass.retrieval.types import Hit
 
 MOST_SENTENCES = 3
 MOST_ENCODED = 20
+_MOST_LED_TO = 2
 
 # What a word of the question is worth by where it stands.
-_IN_LEAD, _IN_CONTEXT, _IN_BEFORE = 0.9, 0.7, 0.5
+_IN_LEAD, _IN_CONTEXT, _IN_BEFORE, _IN_ORIGIN = 0.9, 0.7, 0.5, 0.5
 _IN_PASSAGE = 0.25
 
 _SECOND_SHARE = 0.85
@@ -73,20 +75,24 @@ def rank_candidates(
     """All quotable spans of `hits`, best first. Without an encoder the words decide alone."""
     found = find_candidates(hits, document_text)
     passages = {hit.passage.id: stems(hit.passage.text) for hit in hits}
+    texts = {hit.passage.id: f"{hit.passage.title} {hit.passage.text}" for hit in hits}
     rough: list[Scored] = []
     for candidate in found:
         if not _says_something(question, candidate):
             continue
-        coverage = _coverage(question, candidate, passages[candidate.passage.id])
+        via = candidate.hit.via
+        origin = texts.get(via.origin, "") if via else ""
+        coverage = _coverage(question, candidate, passages[candidate.passage.id], stems(origin))
         text, is_asked = _facts_shown(question, candidate) if candidate.facts else (candidate.text, True)
         in_kind = question.carried_by(text, f"{candidate.passage.title} {candidate.lead}") if is_asked else _WHOLE_ROW
-        near = f"{candidate.lead} {candidate.context} {candidate.before} {candidate.text}"
+        near = f"{candidate.lead} {candidate.context} {candidate.before} {candidate.text} {origin}"
         missing = question.missing(near)
         if missing and candidate.row is None:  # what the passage says elsewhere may still be what the span is about
             missing = 0.3 * missing + 0.7 * question.missing(f"{near} {candidate.passage.text}")
         rough.append(Scored(candidate, text, coverage, None, in_kind, missing))
     rough.sort(key=lambda item: -item.score)
-    rough = rough[:MOST_ENCODED]
+    led_to = [item for item in rough[MOST_ENCODED:] if item.candidate.hit.via and item.candidate.row is not None]
+    rough = rough[:MOST_ENCODED] + led_to[:_MOST_LED_TO]
     cosines = _cosines(question, rough, encoder)
     scored = [replace(item, cosine=cosine) for item, cosine in zip(rough, cosines, strict=True)]
     scored.sort(key=lambda item: (-item.score, item.candidate.rank, item.candidate.start))
@@ -94,23 +100,39 @@ def rank_candidates(
 
 
 def choose(question: Question, scored: Sequence[Scored]) -> list[Scored]:
-    """The one to three spans to quote: the best, and those nearly as good that say something else."""
+    """The one to three spans to quote: the best, and those nearly as good that say something else.
+
+    A sentence is followed by the row about whom or what it names, when that row was found through the name.
+    """
     chosen: list[Scored] = []
     for item in scored:
         if len(chosen) == MOST_SENTENCES or (chosen and item.score < _SECOND_SHARE * chosen[0].score):
             break
         if not any(_repeats(item, other) for other in chosen):
             chosen.append(item)
+    for item in chosen:
+        row = next((other for other in scored if _is_named_by(item, other) and other not in chosen), None)
+        if row is not None:
+            position = chosen.index(item) + 1
+            return [*chosen[:position], row, *chosen[position:]][:MOST_SENTENCES]
     return chosen
 
 
-def _coverage(question: Question, candidate: Candidate, passage: set[str]) -> float:
+def _is_named_by(item: Scored, row: Scored) -> bool:
+    via = row.candidate.hit.via
+    if via is None or row.candidate.row is None:
+        return False
+    return via.file == item.candidate.passage.source and via.name in item.text
+
+
+def _coverage(question: Question, candidate: Candidate, passage: set[str], origin: set[str]) -> float:
     own = stems(candidate.text)
     best = question.credit(own)
     for words, worth in (
         (stems(candidate.lead), _IN_LEAD),
         (stems(candidate.context), _IN_CONTEXT),
         (stems(candidate.before), _IN_BEFORE),
+        (origin, _IN_ORIGIN),
         (passage if not candidate.facts else set(), _IN_PASSAGE),
     ):
         for word, credit in question.credit(words).items():
@@ -133,7 +155,7 @@ def _says_something(question: Question, candidate: Candidate) -> bool:
     repeats the question says nothing; a table's description answers only questions about tables.
     """
     if candidate.facts:
-        return any(_matches_value(question, value) for _, value in candidate.facts)
+        return candidate.hit.via is not None or any(_matches_value(question, value) for _, value in candidate.facts)
     if candidate.passage.kind == "schema":
         return question.is_about_tables
     new = stems(candidate.text) - set(question.words) - stems(candidate.context)
@@ -149,11 +171,16 @@ def _matches_value(question: Question, value: str) -> bool:
 
 
 def _facts_shown(question: Question, candidate: Candidate) -> tuple[str, bool]:
-    """The values that the question names and the columns that it asks for, or the whole row when none is clear.
+    """The values that the question or the link names and the columns it asks for, or the whole row if none is clear.
 
     The second value tells whether it asks for a column.
     """
-    keys = [fact for fact in candidate.facts if _matches_value(question, fact[1])]
+    via = candidate.hit.via
+    keys = [
+        fact
+        for fact in candidate.facts
+        if _matches_value(question, fact[1]) or (via is not None and bears_name(f"{fact[0]}: {fact[1]}", via.name))
+    ]
     taken = {word for _, value in keys for word in stems(value)}
     wanted = {word: 1.0 for word in question.words if word not in taken}
     asked = []

@@ -7,6 +7,9 @@ lexical list is a list of bad matches. So the best fused passages are ordered an
 
 Rows of tables have no vector by design. They would lose to anything that both lists hold, however far down; such a
 passage is given its lexical rank in the dense list too, and a middling cosine.
+
+What the best passages name is followed (see `links`): up to two passages are moved right behind the one that led to
+them, never before it, and one at most by its name alone.
 """
 
 from __future__ import annotations
@@ -19,14 +22,20 @@ from windlass.core.workspace import Workspace
 from windlass.retrieval.coverage import Coverage
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.lexical import LexicalIndex
+from windlass.retrieval.links import Followed, follow
 from windlass.retrieval.passage_store import load_passages
-from windlass.retrieval.types import Hits
+from windlass.retrieval.types import Hits, Link, Passage
 
 # Smaller than the customary 60: with 100 passages a list, being first in one must weigh more than being 30th in both.
 _RANK_CONSTANT = 5
 _DEPTH = 100
 _JUDGED = 50
 _COSINE_OF_ROWS = 0.4
+_ORIGINS = 3
+_MOST_FOLLOWED = 2
+_MOST_BY_NAME_ALONE = 1
+# How far a passage that was led to stands behind the one that led there: less than what sets passages apart.
+_BEHIND = 1e-3
 
 
 class HybridRetriever:
@@ -51,32 +60,42 @@ class HybridRetriever:
         ids = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         traces: list[dict[int, dict[str, int]]] = []
+        links: list[dict[int, Link]] = []
         for row, query in enumerate(queries):
             ranks = {"lexical": _ranks(lexical.ids[row])}
             cosines: dict[int, float] = {}
             if dense is not None:
                 ranks["dense"] = _ranks(dense.ids[row])
                 cosines = {int(p): float(s) for p, s in zip(dense.ids[row], dense.scores[row], strict=True)}
-            judged = self._judge(query, self._fuse(ranks), cosines, max(_JUDGED, k))
+            judged, via = self._judge(query, self._fuse(ranks), cosines, max(_JUDGED, k))
             best = sorted(judged, key=lambda passage: (-judged[passage], passage))[:k]
             ids[row, : len(best)] = best
             scores[row, : len(best)] = [judged[passage] for passage in best]
             traces.append({p: {name: found[p] for name, found in ranks.items() if p in found} for p in best})
-        return Hits(ids, scores, traces if trace else None)
+            links.append({passage: link for passage, link in via.items() if passage in best})
+        return Hits(ids, scores, traces if trace else None, links)
 
-    def _judge(self, query: str, fused: dict[int, float], cosines: dict[int, float], count: int) -> dict[int, float]:
+    def _judge(
+        self, query: str, fused: dict[int, float], cosines: dict[int, float], count: int
+    ) -> tuple[dict[int, float], dict[int, Link]]:
+        """The scores of the best `count`, and how those were found that another one led to."""
         best = sorted(fused, key=lambda passage: (-fused[passage], passage))[:count]
         if not best:
-            return {}
+            return {}, {}
         highest = fused[best[0]]
         coverage = Coverage(query, self._lexical.idf)
+
+        def evidence(passage: Passage) -> float:
+            near = _COSINE_OF_ROWS if passage.kind == "rows" else cosines.get(passage.id, 0.0)
+            return near * bool(cosines) + coverage.of(passage)
+
         passages = load_passages(self._workspace, best)
-        return {
-            passage.id: fused[passage.id] / highest
-            + (_COSINE_OF_ROWS if passage.kind == "rows" else cosines.get(passage.id, 0.0)) * bool(cosines)
-            + coverage.of(passage)
-            for passage in passages.values()
-        }
+        judged = {passage.id: fused[passage.id] / highest + evidence(passage) for passage in passages.values()}
+        origins = sorted(judged, key=lambda passage: (-judged[passage], passage))[:_ORIGINS]
+        weights = [(passages[origin], judged[origin] / max(judged[origins[0]], 1e-9)) for origin in origins]
+        followed = follow(self._workspace, coverage, weights)
+        own = {found.passage.id: judged.get(found.passage.id, evidence(found.passage)) for found in followed}
+        return _with_followed(judged, own, followed)
 
     def _fuse(self, ranks: dict[str, dict[int, int]]) -> dict[int, float]:
         fused: dict[int, float] = {}
@@ -101,3 +120,21 @@ class HybridRetriever:
 
 def _ranks(ids: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[int, int]:
     return {int(passage): rank for rank, passage in enumerate(ids, 1) if passage >= 0}
+
+
+def _with_followed(
+    judged: dict[int, float], own: dict[int, float], followed: list[Followed]
+) -> tuple[dict[int, float], dict[int, Link]]:
+    """The scores once a few followed passages were moved up behind their origins, and which these are."""
+    scores, by_name = dict(judged), 0
+    via: dict[int, Link] = {}
+    for found in sorted(followed, key=lambda found: (-own[found.passage.id] - found.strength, found.passage.id)):
+        passage = found.passage.id
+        score = min(own[passage] + found.strength, judged[found.link.origin] - _BEHIND * (len(via) + 1))
+        if score <= own[passage] or (not found.adds and by_name == _MOST_BY_NAME_ALONE):
+            continue
+        scores[passage], via[passage] = score, found.link
+        by_name += not found.adds
+        if len(via) == _MOST_FOLLOWED:
+            break
+    return scores, via

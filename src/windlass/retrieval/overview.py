@@ -10,6 +10,7 @@ from windlass.lake.document import Column
 from windlass.lake.scan import Catalog
 from windlass.lake.stored import stored_columns
 from windlass.lake.survey import ContainedTable, NearCopy, contained_tables, near_copies
+from windlass.lake.table_joins import TableJoin, stored_joins
 from windlass.retrieval.embedding import count_missing
 
 
@@ -56,6 +57,7 @@ class Overview:
         contained: Tables all of whose rows are in another one, as of the last survey.
         contained_bytes: What the files of those tables take.
         near_copies: Files whose texts are nearly the same.
+        joins: Which tables refer to which, most probable first.
         failed: (path, reason, message) of files that could not be read.
         passages: Searchable passages.
         embedded: (with vectors, wanting vectors).
@@ -74,6 +76,7 @@ class Overview:
     contained: list[ContainedTable] = field(default_factory=list)
     contained_bytes: int = 0
     near_copies: list[NearCopy] = field(default_factory=list)
+    joins: list[TableJoin] = field(default_factory=list)
     encoder: str | None = None
     model: str | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -117,7 +120,7 @@ def overview(workspace: Workspace, fingerprint: str | None) -> Overview:
         missing = count_missing(workspace, fingerprint or "")
         passages = connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
         tables = list_tables(workspace)
-        contained, near = contained_tables(workspace), near_copies(workspace)
+        contained, near, joins = contained_tables(workspace), near_copies(workspace), stored_joins(workspace)
     by_kind: dict[str, tuple[int, int]] = {}
     by_state: dict[str, int] = {}
     for file in files:
@@ -140,4 +143,5 @@ def overview(workspace: Workspace, fingerprint: str | None) -> Overview:
         contained=contained,
         contained_bytes=sum(table.bytes for table in contained),
         near_copies=near,
+        joins=joins,
     )

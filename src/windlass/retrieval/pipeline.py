@@ -26,11 +26,11 @@ from windlass.core.settings import Settings
 from windlass.core.workspace import Workspace
 from windlass.lake.scan import Catalog, ScanDelta
 from windlass.lake.stored import document_text
-from windlass.lake.survey import survey
+from windlass.lake.table_joins import survey_all
 from windlass.retrieval import embedding, indexing
 from windlass.retrieval.dense import DenseIndex
 from windlass.retrieval.hybrid import HybridRetriever
-from windlass.retrieval.lexical import LexicalIndex
+from windlass.retrieval.lexical import LexicalIndex, merge_words
 from windlass.retrieval.overview import FileInfo, Overview, list_files, overview
 from windlass.retrieval.passage_store import load_passages
 from windlass.retrieval.types import Answer, Hit, Hits, Passage
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 SearchMode = Literal["hybrid", "lexical", "dense"]
 _LONGEST_QUERY = 20_000
+# A run that leaves less than this share of the passages also clears the word index of what is gone.
+_MUCH_KEPT = 0.8
 _T = TypeVar("_T")
 
 
@@ -182,9 +184,11 @@ class Pipeline:
         progress = progress or Silent()
         clock = _Stopwatch()
         with self.workspace.acquire():
+            passages = self._lexical.passages()
             with indexing.reading_sandbox(self.workspace, self.settings) as sandbox:
                 delta = Catalog(self.workspace).scan(progress=progress)
                 self._skipped = delta.skipped
+                is_much_gone = self._lexical.passages() < _MUCH_KEPT * passages
                 clock.lap("scan")
                 read = indexing.read_files(self.workspace, self.settings, sandbox, progress)
             clock.lap("read")
@@ -195,12 +199,14 @@ class Pipeline:
             if encoder is not None:
                 report.passages_embedded = embedding.embed_passages(self.workspace, encoder, progress)
                 clock.lap("embed")
+            if is_much_gone:
+                merge_words(self.workspace, progress)
         report.notices = list(self.notices)
         report.seconds = clock.seconds
         return report
 
     def survey(self, progress: Progress | None = None) -> int:
-        """Profile new tables, find tables in tables and near-copies of texts; returns how many things were new.
+        """Profile new tables, find tables in tables, joins, and near-copies of texts; returns how many things were new.
 
         Raises:
             WorkspaceLocked: Another process is indexing this folder.
@@ -208,7 +214,7 @@ class Pipeline:
             Cancelled: Stopped through `progress`; what was committed stays.
         """
         with self.workspace.acquire():
-            return survey(self.workspace, progress)
+            return survey_all(self.workspace, progress)
 
     def search(self, query: str, k: int | None = None, *, mode: SearchMode = "hybrid") -> list[Hit]:
         """The `k` passages that fit the query best.
@@ -372,8 +378,9 @@ class Pipeline:
     def _hits(self, hits: Hits) -> list[Hit]:
         found = load_passages(self.workspace, [int(passage) for passage in hits.ids[0] if passage >= 0])
         ranks = hits.trace[0] if hits.trace else {}
+        links = hits.links[0] if hits.links else {}
         return [
-            Hit(found[int(passage)], float(score), ranks.get(int(passage), {}))
+            Hit(found[int(passage)], float(score), ranks.get(int(passage), {}), links.get(int(passage)))
             for passage, score in zip(hits.ids[0], hits.scores[0], strict=True)
             if int(passage) in found
         ]

@@ -42,6 +42,21 @@ class Passage:
     also: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Why a passage was found that the question alone does not lead to.
+
+    Attributes:
+        name: What another found passage names and this one is about, as written there.
+        origin: Id of that passage.
+        file: Its file.
+    """
+
+    name: str
+    origin: int
+    file: str
+
+
 class Hits(NamedTuple):
     """The best passages of each query, best first; equal scores are ordered by smaller id.
 
@@ -49,11 +64,13 @@ class Hits(NamedTuple):
         ids: int64 [queries, k], -1 where there are fewer than k.
         scores: float32 [queries, k], -inf where there are fewer than k.
         trace: For each query, which stage gave which rank to a passage; None when not asked for.
+        links: For each query, the passages that another one led to; None when links are not followed.
     """
 
     ids: NDArray[np.int64]
     scores: NDArray[np.float32]
     trace: list[dict[int, dict[str, int]]] | None = None
+    links: list[dict[int, Link]] | None = None
 
 
 class Retriever(Protocol):
@@ -66,11 +83,15 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found passage, its fused score (higher is better), and the rank each retriever gave it (from 1)."""
+    """One found passage, its fused score (higher is better), and the rank each retriever gave it (from 1).
+
+    `via` is set when it stands where it does because another passage led to it.
+    """
 
     passage: Passage
     score: float
     ranks: dict[str, int]
+    via: Link | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +99,7 @@ class Citation:
     """Where a sentence of an answer stands in the files.
 
     `quote` is verbatim `text[start:end]` of the document that `doc_id` names. `support` in [0, 1] says how well it
-    carries the sentence.
+    carries the sentence. `via` is set when another found passage led there, by a name.
     """
 
     number: int
@@ -92,6 +113,7 @@ class Citation:
     rows: tuple[int, int] | None = None
     table: str | None = None
     sql: str | None = None
+    via: Link | None = None
 
 
 @dataclass(frozen=True, slots=True)

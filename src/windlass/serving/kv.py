@@ -298,7 +298,8 @@ class KVManager:
         return self.tree.match(key, seq.tokens[: len(seq.tokens) - 1])
 
     def _missing(self, seq: Sequence, match: Match, reserve: Reserve) -> int:
-        tokens = max(seq.longest, len(seq.tokens)) if reserve == "full" else len(seq.tokens) + 1
+        longest = max(seq.longest, len(seq.tokens))
+        tokens = longest if reserve == "full" else min(longest, len(seq.tokens) + 1)
         return -(-tokens // self.page_tokens) - len(match.pages)
 
     def _available(self, match: Match) -> int:

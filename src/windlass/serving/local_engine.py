@@ -12,18 +12,24 @@ from windlass.serving.engine import Engine, EngineConfig
 from windlass.serving.kv import KVManager
 from windlass.serving.numba_executor import NumbaExecutor
 from windlass.serving.request import Sequence
-from windlass.serving.scheduler import FairShare, QueuePolicy, StallFree
+from windlass.serving.scheduler import DecodeFirst, FairShare, HybridFull, PrefillFirst, QueuePolicy, StallFree
+from windlass.serving.step_time import measure
 from windlass.serving.text import Readable
 
 TOKEN_BUDGET = 64
 """Tokens of a step on a processor: enough to use the weights well, few enough that nobody waits long for the next."""
 
 
+POLICIES = ("stall-free", "prefill-first", "hybrid", "decode-first")
+"""Names of policies, as settings and the command line have them."""
+
+
 def local_engine(
     model: LocalModel,
     *,
     memory_bytes: int = 512 << 20,
-    policy: QueuePolicy | None = None,
+    policy: str = "stall-free",
+    tbt_slo_s: float | None = None,
     weights: Mapping[str, float] | None = None,
     config: EngineConfig | None = None,
 ) -> Engine:
@@ -32,12 +38,14 @@ def local_engine(
     Args:
         model: A model on the compiled engine.
         memory_bytes: For keys and values; at least one whole context.
-        policy: Who gets the next step; stall-free batching when None.
+        policy: Who gets the next step, one of `POLICIES`.
+        tbt_slo_s: Seconds that may lie between two tokens of an answer, for `stall-free`: a few steps are measured
+            (about a second), and prompts are cut so that steps stay within it. None: a fixed budget.
         weights: Shares of tenants; 1 for those that are not named.
         config: Bounds of the queue.
 
     Raises:
-        UsageError: the model does not run on the compiled engine.
+        UsageError: the model does not run on the compiled engine, or there is no such policy.
     """
     decoder = model.decoder
     if not isinstance(decoder, CpuEngine):
@@ -51,12 +59,28 @@ def local_engine(
     def text(seq: Sequence) -> Readable:
         return Readable(model.tokenizer.detokenizer(), seq.request.params.stop)
 
+    executor = NumbaExecutor(decoder, pool)
     return Engine(
-        NumbaExecutor(decoder, pool),
-        FairShare(policy or StallFree(TOKEN_BUDGET), weights),
+        executor,
+        FairShare(_policy(policy, tbt_slo_s, executor, kv), weights),
         kv,
         WallClock(),
         config=config,
         end_ids={*model.tokenizer.end_ids, *decoder.config.eos_ids},
         text=text,
     )
+
+
+def _policy(name: str, tbt_slo_s: float | None, executor: NumbaExecutor, kv: KVManager) -> QueuePolicy:
+    if tbt_slo_s is not None and name != "stall-free":
+        raise UsageError(f"{name} cannot keep a time between tokens", hint="use the policy stall-free, or no time")
+    if name == "stall-free" and tbt_slo_s is not None:
+        return StallFree("auto", tbt_slo_s=tbt_slo_s, step_time=measure(executor, kv))
+    if name == "stall-free":
+        return StallFree(TOKEN_BUDGET)
+    others: dict[str, type[QueuePolicy]] = {
+        "prefill-first": PrefillFirst, "hybrid": HybridFull, "decode-first": DecodeFirst
+    }  # fmt: skip
+    if name not in others:
+        raise UsageError(f"there is no policy {name!r}", hint=f"one of {', '.join(POLICIES)}")
+    return others[name]()

@@ -151,7 +151,7 @@ class Request:
         tenant: Whose it is: shares no cached prefix with other tenants, and is what fairness is between.
         arrival: When it was made, on the engine's clock.
         deadline: When it must be done, on the same clock.
-        priority: Larger goes first where a policy looks at it.
+        priority: Larger goes first, among the requests of its tenant where tenants share fairly.
         cache: Whether its prompt may take pages from earlier requests and leave its own to later ones.
 
     Raises:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from windlass.core.errors import UsageError
+from windlass.core.errors import PoolExhausted, UsageError
 from windlass.serving.batch import Batch, BatchShape, StepResult, WorkItem
 from windlass.serving.kv import KVManager, Reserve
 from windlass.serving.request import Sequence, State
@@ -106,7 +106,10 @@ class QueuePolicy(ABC):
         reserve: Reserve = "full" if seq.preemptions >= MAX_PREEMPTIONS else self.reserve
         if len(self.running) >= self.max_num_seqs or not kv.can_admit(seq, reserve):
             return False
-        seq.computed = kv.admit(seq, reserve)
+        try:
+            seq.computed = kv.admit(seq, reserve)
+        except PoolExhausted:  # cached pages that cannot go, because what follows them is in use
+            return False
         seq.move(State.PREFILL)
         self.waiting.remove(seq)
         self.waiting.charge_prompt(seq)

@@ -44,29 +44,36 @@ class WaitingQueue(Protocol):
 
 
 class FirstCome:
-    """First come, first served."""
+    """Higher priority first; first come, first served among equals."""
 
     def __init__(self) -> None:
-        self._line: OrderedDict[str, Sequence] = OrderedDict()
+        self._lines: dict[int, OrderedDict[str, Sequence]] = {}
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._line)
+        return self._count
 
     def push(self, seq: Sequence) -> None:
-        self._line[seq.id] = seq
+        self._lines.setdefault(seq.request.priority, OrderedDict())[seq.id] = seq
+        self._count += 1
 
     def push_front(self, seq: Sequence) -> None:
-        self._line[seq.id] = seq
-        self._line.move_to_end(seq.id, last=False)
+        self.push(seq)
+        self._lines[seq.request.priority].move_to_end(seq.id, last=False)
 
     def head(self) -> Sequence | None:
-        return next(iter(self._line.values()), None)
+        return next(iter(self._lines[max(self._lines)].values())) if self._lines else None
 
     def first(self, count: int) -> Iterator[Sequence]:
-        return islice(self._line.values(), count)
+        ordered = sorted(self._lines, reverse=True)
+        return islice((seq for priority in ordered for seq in self._lines[priority].values()), count)
 
     def remove(self, seq: Sequence) -> None:
-        self._line.pop(seq.id, None)
+        line = self._lines.get(seq.request.priority)
+        if line is not None and line.pop(seq.id, None) is not None:
+            self._count -= 1
+            if not line:
+                del self._lines[seq.request.priority]
 
     def charge_prompt(self, seq: Sequence) -> None:
         pass
@@ -76,7 +83,7 @@ class FirstCome:
 
 
 class FairQueue:
-    """Next is the tenant who was served least, weighted; within a tenant, first come first served.
+    """Next is the tenant who was served least, weighted; within a tenant, as `FirstCome`.
 
     Args:
         weights: Shares of tenants; 1 for those it does not name.
@@ -91,18 +98,21 @@ class FairQueue:
             if not weight > 0:
                 raise UsageError(f"the weight of tenant {tenant!r} is {weight}, expected more than 0")
         self._lines: dict[str, FirstCome] = {}
+        self._count = 0
         self.served: dict[str, float] = {}
         """Weighted service of each tenant so far, lifted when it comes back after a pause."""
         self._last_gone = 0.0
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self._lines.values())
+        return self._count
 
     def push(self, seq: Sequence) -> None:
         self._line_of(seq).push(seq)
+        self._count += 1
 
     def push_front(self, seq: Sequence) -> None:
         self._line_of(seq).push_front(seq)
+        self._count += 1
 
     def head(self) -> Sequence | None:
         if not self._lines:
@@ -118,7 +128,9 @@ class FairQueue:
         tenant = seq.request.tenant
         line = self._lines.get(tenant)
         if line is not None:
+            before = len(line)
             line.remove(seq)
+            self._count -= before - len(line)
             if not len(line):
                 del self._lines[tenant]
                 self._last_gone = self.served[tenant]

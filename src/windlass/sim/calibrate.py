@@ -222,8 +222,9 @@ def _fit_gemm(rows: list[Row], hardware: HardwareSpec, start: Efficiency) -> Eff
     m, n, k, nbytes, peak, measured = _gemm_columns(rows, hardware)
 
     def efficiency(z: Floats) -> Efficiency:
-        compute, memory, quantised = (1.0 / (1.0 + np.exp(-z[[0, 1, 4]]))).tolist()
-        p, seconds = 1.0 + float(np.exp(z[2])), float(np.exp(z[3]))
+        # Rows that say nothing about a number let it run away; beyond these bounds nothing changes any more.
+        compute, memory, quantised = (1.0 / (1.0 + np.exp(-np.clip(z[[0, 1, 4]], -12.0, 12.0)))).tolist()
+        p, seconds = 1.0 + math.exp(min(float(z[2]), 4.0)), math.exp(min(max(float(z[3]), -30.0), 0.0))
         return replace(start, compute=compute, memory=memory, p=p, start=seconds, quantised=quantised)
 
     def residuals(z: Floats) -> Floats:

@@ -80,6 +80,13 @@ class Node:
     nic: Nic | None = None
 
 
+def channel_key(link: Link) -> tuple[str, ...]:
+    """What limits this direction of a link: itself, both directions together, or its medium."""
+    if link.medium is not None:
+        return ("medium", link.medium)
+    return (link.src, link.dst) if link.duplex == "full" else (min(link.src, link.dst), "=", max(link.src, link.dst))
+
+
 def endpoint(device: int) -> str:
     """The endpoint of the device with this number."""
     return f"d{device}"
@@ -93,6 +100,7 @@ class ClusterSpec:
         devices: In order of their ranks.
         links: Wires between endpoints.
         nodes: Machines; devices that stand in none belong to no machine.
+        prices: Seconds and seconds a byte of collectives that were asked for; kept by `sim.collectives`.
 
     Example:
         >>> cluster = ClusterSpec.parse("2x8xA100-IB")
@@ -103,6 +111,9 @@ class ClusterSpec:
     devices: tuple[HardwareSpec, ...]
     links: tuple[Link, ...] = ()
     nodes: tuple[Node, ...] = ()
+    prices: dict[tuple[str, tuple[int, ...], str], tuple[float, float]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     _paths: dict[tuple[str, str], tuple[Link, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

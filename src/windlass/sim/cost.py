@@ -140,11 +140,6 @@ class CostModel:
         watts = device.idle_w + (device.tdp_w - device.idle_w) * busy
         return Estimate(seconds, watts * seconds, error_of(cost.kind, fitted))
 
-    def bandwidth_share(self, cost: OpCost, device: HardwareSpec) -> float:
-        """The part of the device's memory bandwidth that the operator uses while it runs alone, 0 to 1."""
-        seconds = self.op(cost, device).seconds
-        return min(1.0, cost.bytes / device.mem_bw / seconds) if seconds else 0.0
-
     def efficiency(self, device: HardwareSpec) -> Efficiency:
         """The fitted numbers of `device`."""
         return self.calibration.efficiencies.get(device.name, device.efficiency)
@@ -215,10 +210,10 @@ def _times(cost: OpCost, device: HardwareSpec, fitted: Efficiency) -> tuple[floa
     """Seconds of arithmetic alone, of memory alone, and of the operator."""
     if cost.kind not in KINDS:
         raise UsageError(f"unknown class of operator {cost.kind!r}", hint=f"one of {', '.join(KINDS)}")
-    part = min(cost.units, device.units) / device.units if cost.units else 1.0
     if cost.kind in _ELEMENTWISE:
         memory = cost.bytes / (device.mem_bw * fitted.elementwise_memory)
-        return 0.0, memory, fitted.elementwise_start + memory / min(1.0, 2.0 * part)
+        return 0.0, memory, fitted.elementwise_start + memory
+    part = min(cost.units, device.units) / device.units if cost.units else 1.0
     of_peak, of_memory = (
         (fitted.compute, fitted.memory) if cost.kind == "gemm" else (fitted.attention_compute, fitted.attention_memory)
     )

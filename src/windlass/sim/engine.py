@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 Steps = Generator[Any, Any, Any]
-_FOREVER = math.inf
 
 
 class Deadlock(SimulationError):
@@ -140,6 +139,7 @@ class Process(Event):
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` inside the process, now; what it waited for is forgotten."""
         if not self.done:
+            self.sim._forget(self)
             self.sim._resume(self, None, error)
 
 
@@ -249,7 +249,7 @@ class Sim:
     def _loop(self, limit: float, last: float) -> None:
         # What runs stays at the head of the heap while it runs: whatever it adds sorts behind it, so that a process's
         # next delay replaces it in one sift instead of a pop and a push.
-        heap, replace, pop, tick = self._heap, heapq.heapreplace, heapq.heappop, self._tick
+        heap, replace, pop, tick, forever = self._heap, heapq.heapreplace, heapq.heappop, self._tick, math.inf
         events = self._events
         try:
             while heap:
@@ -276,13 +276,23 @@ class Sim:
                     self._end(what, error)
                     continue
                 # Comparing the sum refuses negative delays and NaN in one step; endless ones are refused by `_wait`.
-                if yielded.__class__ is float and time <= (then := time + yielded) < _FOREVER:
+                if yielded.__class__ is float and time <= (then := time + yielded) < forever:
                     replace(heap, (then, tick(), send, what))
                 else:
                     pop(heap)
                     self._wait(what, yielded)
         finally:
             self._events = events
+
+    def _forget(self, process: Process) -> None:
+        # Entries of a process that sleeps are not looked at before it is resumed, which keeps sleeping cheap; so an
+        # interrupt, which is rare, looks through the queue.
+        process.waits_for = None
+        for place, (time, number, send, what) in enumerate(self._heap):
+            if what is process or (send is None and what.__class__ is tuple and what[0] is process):
+                nothing = Timer(self, time, None, ())
+                nothing.cancel()
+                self._heap[place] = (time, number, None, nothing)
 
     def _resume(self, process: Process, value: Any, error: BaseException | None) -> None:
         if process.done:

@@ -23,7 +23,7 @@ from windlass.sim.report import Mark, SimReport, Slo, Span, request_metrics
 from windlass.sim.sharing import Kernel
 from windlass.sim.table_run import run_table
 from windlass.sim.trace import RequestTrace
-from windlass.sim.world import Fault, World
+from windlass.sim.world import Fault, Lost, World
 
 _KINDS: dict[type, CollectiveKind] = {
     work_of.AllReduce: "all_reduce",
@@ -143,6 +143,7 @@ class _Run:
         self._meetings: dict[tuple[tuple[int, ...], int, int], _Meeting] = {}
         self._met: dict[tuple[int, tuple[int, ...], int], int] = {}
         self._bands: dict[tuple[int, str], float] = {}
+        self._observed: dict[int, int] = {}
 
     def start(self, request: Any, index: int) -> None:
         """Start the program of every rank for one request."""
@@ -152,16 +153,22 @@ class _Run:
 
     def _drive(self, rank: int, generator: work_of.Program, index: int) -> Steps:
         value: Any = None
+        lost: Lost | None = None
         band = 0.0
         while True:
             try:
-                yielded = generator.send(value)
+                yielded = generator.send(value) if lost is None else generator.throw(lost)
             except StopIteration as stop:
                 self.results[rank] = stop.value
                 break
+            lost = None
             if isinstance(yielded, Wait):
                 joined: list[Any] = list(yielded.started)
-                yield AllOf(*(each.done for each in joined))
+                try:
+                    yield AllOf(*(each.done for each in joined))
+                except Lost as error:
+                    lost = error  # the policy may know what to do without it
+                    continue
                 band = max(band, *(each.band for each in joined))
                 value = joined[0].value if len(joined) == 1 else tuple(each.value for each in joined)
             else:
@@ -181,7 +188,8 @@ class _Run:
         if type(op) in _KINDS:
             return self._meet(rank, op, index, band)  # type: ignore[arg-type]
         if isinstance(op, work_of.Observe):
-            return self._at_once(op, op.stand_in(self.sim.rng(f"observe {op.name} {rank} {len(self.marks)}")))
+            self._observed[rank] = self._observed.get(rank, 0) + 1
+            return self._at_once(op, op.stand_in(self.sim.rng(f"{op.name} {rank} {self._observed[rank]}")))
         if isinstance(op, work_of.Mark):
             self.marks.append(Mark(rank, op.name, self.sim.now, index))
             if op.name == "first_token":

@@ -28,7 +28,12 @@ def least_squares(
     Returns:
         float64 [parameters].
     """
-    found = np.array(start, np.float64)
+    # A step that went too far may overflow; its loss is then infinite, and a shorter one is tried.
+    with np.errstate(all="ignore"):
+        return _descend(residuals, np.array(start, np.float64), scale, iterations)
+
+
+def _descend(residuals: Callable[[Floats], Floats], found: Floats, scale: float, iterations: int) -> Floats:
     current = residuals(found)
     loss = _loss(current, scale)
     damping = 1e-3

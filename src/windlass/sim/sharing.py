@@ -244,7 +244,7 @@ class Network:
         """Flows that cross `channel` now are lost: they fail with `error`."""
         for flow in list(channel.flows):
             self._remove(flow)
-            flow.sent.done = True
+            flow.sent.fail(error)
             flow.fail(error)
 
     def _touch(self, channels: Iterable[Channel]) -> None:

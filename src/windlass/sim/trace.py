@@ -141,12 +141,16 @@ class RequestTrace:
     def __iter__(self) -> Iterator[TracedRequest]:
         return (self.request(index) for index in range(len(self)))
 
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> RequestTrace:
-        """The chosen rows in their order, times as they are."""
+    def take(
+        self, rows: NDArray[np.int64] | NDArray[np.bool_], arrival_s: NDArray[np.float64] | None = None
+    ) -> RequestTrace:
+        """The chosen rows in their order, at their times or at others."""
         chosen = np.arange(len(self))[rows]
         columns: dict[str, Any] = {}
         for name, column in self._columns().items():
             columns[name] = [column[i] for i in chosen] if isinstance(column, list) else column[chosen]
+        if arrival_s is not None:
+            columns["arrival_s"] = arrival_s
         return RequestTrace(**columns, meta=dict(self.meta))
 
     def window(self, a: float, b: float) -> RequestTrace:
@@ -168,11 +172,10 @@ class RequestTrace:
         if not len(self) or n < 0:
             raise UsageError(f"{n} requests drawn from {len(self)}", hint="an empty trace has none to draw from")
         generator = np.random.default_rng(seed)
-        drawn = self.take(generator.integers(0, len(self), n)) if len(self) > 1 else self.take(np.zeros(n, np.int64))
-        gaps = np.diff(self.arrival_s, prepend=self.arrival_s[0])
-        arrivals = np.cumsum(generator.choice(gaps[1:] if gaps.size > 1 else gaps, n))
-        drawn.arrival_s = arrivals - (arrivals[0] if n else 0.0)
-        return drawn
+        rows = generator.integers(0, len(self), n)
+        gaps = np.diff(self.arrival_s) if len(self) > 1 else np.zeros(1)
+        arrivals = np.cumsum(generator.choice(gaps, n))
+        return self.take(rows, arrivals - (arrivals[0] if n else 0.0))
 
     @classmethod
     def poisson(cls, rate: float, n: int, lengths: Lengths | Sequence[Sequence[int]], seed: int) -> RequestTrace:

@@ -13,7 +13,7 @@ from typing import Literal
 from windlass.core.errors import SimulationError, UsageError
 from windlass.core.program import OpCost
 from windlass.sim import collectives
-from windlass.sim.cluster import ClusterSpec, Link
+from windlass.sim.cluster import ClusterSpec, Link, channel_key
 from windlass.sim.cost import CollectiveKind, CostModel
 from windlass.sim.engine import AllOf, Event, Sim, Steps
 from windlass.sim.sharing import Channel, Flow, Kernel, Network, Processor, SimTier
@@ -64,7 +64,7 @@ class World:
         """Start a kernel; returns it and its relative error."""
         spec = self.cluster.devices[rank]
         estimate = self.cost.op(cost, spec)
-        share = self.cost.bandwidth_share(cost, spec)
+        share = min(1.0, cost.bytes / spec.mem_bw / estimate.seconds) if estimate.seconds else 0.0
         kernel = self.devices[rank].submit(
             estimate.seconds, units=cost.units, bandwidth=share, stream=stream, name=name
         )
@@ -81,7 +81,7 @@ class World:
             nbytes, [self.channel(link) for link in path], sum(link.latency for link in path), name
         )
         for link in path:
-            lost = self._gone.get(_key(link))
+            lost = self._gone.get(channel_key(link))
             if lost is not None:
                 self.network.fail(self.channel(link), lost)
         return flow
@@ -121,7 +121,7 @@ class World:
 
     def channel(self, link: Link) -> Channel:
         """What limits a direction of a link: itself, both directions together, or its medium."""
-        key = _key(link)
+        key = channel_key(link)
         if key not in self.channels:
             self.channels[key] = Channel("link " + ">".join(key), link.bandwidth)
         return self.channels[key]
@@ -153,13 +153,7 @@ class World:
                     self.network.set_capacity(channel, link.bandwidth * fault.factor)
                 elif fault.kind == "fail_link":
                     lost = Lost(f"the link between {a} and {b} failed at {fault.at:g} s")
-                    self._gone[_key(link)] = lost
+                    self._gone[channel_key(link)] = lost
                     self.network.fail(channel, lost)
                 else:
                     raise UsageError(f"{fault.kind} of the link {a} - {b}", hint="a device is one rank")
-
-
-def _key(link: Link) -> tuple[str, ...]:
-    if link.medium is not None:
-        return ("medium", link.medium)
-    return (link.src, link.dst) if link.duplex == "full" else (min(link.src, link.dst), "=", max(link.src, link.dst))

@@ -21,36 +21,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.core import storage
-from windlass.core.access import Access, Directory, checked_name
+from windlass.core.access import Directory, checked_name
 from windlass.core.errors import StorageError
-from windlass.core.filters import Filter, UnknownField
+from windlass.core.filters import Filter
 from windlass.core.progress import Progress, Silent
 from windlass.core.storage import Disk
 from windlass.vectors import indexes
-from windlass.vectors.columns import Column, column, empty
 from windlass.vectors.errors import BadInput, DuplicateId, VectorStoreError
+from windlass.vectors.incoming import Conflict, incoming_columns, incoming_rows, need_tenants
 from windlass.vectors.log import Durability, LogReader, LogWriter, Record, log_path
 from windlass.vectors.reorganising import Reorganiser
-from windlass.vectors.results import (
-    Budget,
-    CollectionStats,
-    Commit,
-    Counters,
-    OptimizeReport,
-    SearchRequest,
-    SearchResult,
-    VerifyReport,
-)
-from windlass.vectors.rows import Rows, StoredRows, checked_ids, first_duplicate, joined_rows
+from windlass.vectors.results import Budget, CollectionStats, Commit, OptimizeReport, VerifyReport
+from windlass.vectors.rows import StoredRows, checked_ids, first_duplicate, joined_rows
 from windlass.vectors.schema import Schema
-from windlass.vectors.searching import Searcher, bound_filter, columns_of, find_live
-from windlass.vectors.state import ADD, DELETE, DIRECTORY, DROP, GRANT, REVOKE, State, View
+from windlass.vectors.searching import Searcher, bound_filter, find_live
+from windlass.vectors.segment import Segment
+from windlass.vectors.snapshot import Snapshot
+from windlass.vectors.state import ADD, DELETE, DIRECTORY, DROP, GRANT, REVOKE, Part, State, View
 from windlass.vectors.storage import MANIFEST, Opened, Store
+from windlass.vectors.tenants import NO_SERIALS
 
 if TYPE_CHECKING:
     import pyarrow
 
-Conflict = Literal["error", "replace", "skip"]
+Stamp = tuple[int, ...]
+Look = tuple[Stamp, Stamp, Stamp]
 
 FLUSH_ROWS = 20_000
 FLUSH_BYTES = 64 << 20
@@ -127,111 +122,6 @@ def open(
         raise
 
 
-class Snapshot:
-    """The rows and grants of one moment; later changes are not seen. Asked like a `Collection`."""
-
-    def __init__(self, view: View) -> None:
-        self._fixed = view
-        self._searcher = Searcher()
-
-    def _now(self) -> View:
-        return self._fixed
-
-    @property
-    def schema(self) -> Schema:
-        return self._fixed.schema
-
-    def search(
-        self,
-        query: Any,
-        k: int = 10,
-        *,
-        filter: Filter | str | None = None,
-        access: Access | None = None,
-        recall: float | None = None,
-        params: Mapping[str, Any] | None = None,
-        include: Sequence[str] = ("ids", "scores"),
-        timeout_s: float | None = None,
-    ) -> SearchResult:
-        """The `k` nearest rows that pass the filter and the access.
-
-        Args:
-            query: `[dim]` or `[n, dim]`.
-            filter: Which rows may be found, as a `Filter` or as text.
-            access: For whom it is asked; needed, and only allowed, in a collection with tenants.
-            recall: The share of the true nearest rows that an index should find on average.
-            params: Of the index, for this search only. `exact_rows`: up to how many rows are looked at one by one.
-            include: Also `vectors` and names of fields, for `SearchResult.rows`.
-
-        Raises:
-            DimensionMismatch, NonFiniteVector, ZeroVector, BadInput: The question.
-            FilterSyntaxError, FilterTypeError, UnknownField: The filter.
-            AccessRequired: The collection has tenants and `access` is missing.
-            Timeout, CorruptSegment.
-        """
-        return self._searcher.search(
-            self._now(),
-            query,
-            k,
-            filter=filter,
-            access=access,
-            recall=recall,
-            params=params or {},
-            include=include,
-            timeout_s=timeout_s,
-        )
-
-    def search_batch(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
-        """The answers to many questions, all about the same moment."""
-        view = self._now()
-        return [
-            self._searcher.search(
-                view,
-                one.query,
-                one.k,
-                filter=one.filter,
-                access=one.access,
-                recall=None,
-                params=one.params or {},
-                include=("ids", "scores"),
-                timeout_s=None,
-            )
-            for one in requests
-        ]
-
-    def count(self, filter: Filter | str | None = None, access: Access | None = None) -> int:
-        """How many rows pass the filter and the access."""
-        view, counters = self._now(), Counters()
-        return sum(len(self._searcher.allowed(view, part, filter, access, counters).rows) for part in view.parts)
-
-    def get(self, ids: Any, *, access: Access | None = None) -> pyarrow.Table:
-        """The rows with these ids, in this order, as columns `id`, `vector` and the fields.
-
-        Ids that are not there, or that `access` does not see, are left out. Vectors come back as they are stored: at
-        length one under `cosine`.
-        """
-        import pyarrow
-
-        view = self._now()
-        asked = checked_ids(view.schema, ids)
-        allowed = np.zeros(len(asked), np.bool_)
-        for part in view.parts:
-            seen = self._searcher.allowed(view, part, None, access, Counters())
-            rows, places = find_live(part, asked)
-            allowed[places] = seen.mask[rows] > 0
-        kept = asked[allowed]
-        values = columns_of(view, kept, ["vectors", *view.schema.fields])
-        flat = np.concatenate([*values.pop("vectors"), np.zeros(0, np.float32)])
-        kind = pyarrow.int64() if view.schema.ids == "int" else pyarrow.string()
-        arrays = {
-            "id": pyarrow.array(kept.tolist(), kind),
-            "vector": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat, pyarrow.float32()), view.schema.dim),
-        }
-        for name, item in view.schema.fields.items():
-            arrays[name] = pyarrow.array(values[name], _arrow_type(item.type))
-        return pyarrow.table(arrays)
-
-
 class Collection(Snapshot):
     """An open collection; made by `create` and `open`. Safe to use from several threads.
 
@@ -247,6 +137,7 @@ class Collection(Snapshot):
         self._closed = False
         self._broken = ""
         stamp = _stamp(store.path / MANIFEST)
+        self._state: State
         self._load(store.open(), stamp)
         if writable:
             self._begin_writing()
@@ -286,8 +177,8 @@ class Collection(Snapshot):
         total = sum(part.source.count for part in view.parts)
         copies = [part.index.amplification * part.source.count for part in view.parts if part.index is not None]
         rest = sum(part.source.count for part in view.parts if part.index is None)
-        resident = sum(part.index.resident_bytes for part in view.parts if part.index is not None)
-        resident += sum(part.live.nbytes for part in view.parts) + memory.source.vectors.nbytes
+        indexes_hold = sum(part.index.resident_bytes for part in view.parts if part.index is not None)
+        resident = indexes_hold + sum(part.live.nbytes for part in view.parts) + memory.source.vectors.nbytes
         names = [name for name, _ in view.tenants.items()] if self.schema.tenants else None
         return CollectionStats(
             rows=view.rows,
@@ -300,6 +191,7 @@ class Collection(Snapshot):
             tenants=None if names is None else len(names),
             grants=None if names is None else view.tenants.grants,
             amplification=(sum(copies) + rest) / total if total else 1.0,
+            index_bytes=indexes_hold,
         )
 
     def verify(self, *, deep: bool = False) -> VerifyReport:
@@ -353,7 +245,7 @@ class Collection(Snapshot):
         if on_conflict not in ("error", "replace", "skip"):
             raise BadInput(f"on_conflict is {on_conflict!r}", hint="choose error, replace or skip")
         with self._writing():
-            run, granted, skipped = self._checked_rows(ids, vectors, attrs, tenants, on_conflict)
+            run, granted, skipped = incoming_rows(self._state, ids, vectors, attrs, tenants, on_conflict)
             if len(run):
                 self._commit(ADD, self._state.added(run, granted))
                 self._flush_when_full()
@@ -399,7 +291,7 @@ class Collection(Snapshot):
         """
         with self._writing():
             asked = self._present(ids)
-            given = self._columns(attrs, len(asked), only_given=True)
+            given = incoming_columns(self.schema, attrs, len(asked), only_given=True)
             runs = []
             for part, places, rows in self._state.locate(asked):
                 run = part.source.run(rows)
@@ -430,14 +322,15 @@ class Collection(Snapshot):
         Deleted rows leave the disk with the next `optimize`.
         """
         with self._writing():
-            self._need_tenants()
-            gone: list[NDArray[Any]] = []
-            if purge:
-                only = self._state.tenants.only_of(checked_name(name))
-                for part in self._state.view.parts:
-                    gone.append(part.source.ids[np.intersect1d(part.source.positions(only), part.live_rows)])
-            self._commit(DROP, self._state.dropping(checked_name(name), np.concatenate([*gone, self._no_ids()])))
-            return Commit(self._state.commits, sum(len(ids) for ids in gone))
+            need_tenants(self.schema)
+            checked_name(name)
+            only = self._state.tenants.only_of(name) if purge else NO_SERIALS
+            parts = self._state.view.parts
+            gone = np.concatenate(
+                [part.source.ids[np.intersect1d(part.source.positions(only), part.live_rows)] for part in parts]
+            )
+            self._commit(DROP, self._state.dropping(name, gone))
+            return Commit(self._state.commits, len(gone))
 
     def create_group(self, name: str, tenants: Several[str] = (), groups: Several[str] = ()) -> Commit:
         """Make or change a group of tenants and of other groups. See `core.access.Directory`."""
@@ -454,7 +347,7 @@ class Collection(Snapshot):
     # Reorganising
 
     def flush(self) -> None:
-        """Make a segment of the rows in memory. Everything is on the platter when this returns, whatever the durability.
+        """Make a segment of the rows in memory. Everything is on the platter then, whatever the durability.
 
         Raises:
             StorageError: The collection is as before, or, when the manifest could not be written, must be opened again.
@@ -508,8 +401,8 @@ class Collection(Snapshot):
         """
         with self._writing():
             for batch in source:
-                run, granted, _ = self._checked_rows(
-                    batch["ids"], batch["vectors"], batch.get("attrs"), batch.get("tenants"), "error"
+                run, granted, _ = incoming_rows(
+                    self._state, batch["ids"], batch["vectors"], batch.get("attrs"), batch.get("tenants"), "error"
                 )
                 if len(run):
                     self._reorganise().load(run, granted)
@@ -544,21 +437,21 @@ class Collection(Snapshot):
             self._follow()
         return self._state.view
 
-    def _load(self, opened: Opened, stamp: tuple[int, ...]) -> None:
+    def _load(self, opened: Opened, stamp: Stamp, old: Sequence[Part] = ()) -> None:
         """Make the state of what was read. `stamp` is of the manifest, taken before it was read."""
         manifest = opened.manifest
-        known = {part.source.number: part for part in self._state.segments} if hasattr(self, "_state") else {}
+        known = {part.source.number: part for part in old}
         segments = []
         for segment, live in opened.segments:
             same = known.get(segment.number)
             index = same.index if same is not None else indexes.open_index(segment, self._memory_budget)
             segments.append((segment, live, index))
         state = State(manifest.schema, segments, opened.tenants, manifest.next_serial, manifest.commits)
-        logs = self._log_stamps(opened.logs[-1].position.number)
+        log, next_log = self._log_stamps(opened.logs[-1].position.number)
         for reader in opened.logs:
             state.apply(reader.records())
         self._manifest, self._state, self._readers = manifest, state, opened.logs
-        self._seen = (stamp, *logs)
+        self._seen = stamp, log, next_log
 
     def _follow(self) -> None:
         """See what the writer has acknowledged since the last look."""
@@ -571,13 +464,16 @@ class Collection(Snapshot):
                     self._state.apply(self._readers[-1].records())
                     self._seen = now
             else:
-                self._load(self._store.open(part.source for part in self._state.segments), now[0])  # type: ignore[misc]
+                old = self._state.segments
+                known = [part.source for part in old if isinstance(part.source, Segment)]
+                self._load(self._store.open(known), now[0], old)
 
-    def _look(self) -> tuple[tuple[int, ...], ...]:
+    def _look(self) -> Look:
         """What changes on the disk whenever the collection does: manifest, newest log, and the one after it."""
-        return (_stamp(self.path / MANIFEST), *self._log_stamps(self._readers[-1].position.number))
+        log, next_log = self._log_stamps(self._readers[-1].position.number)
+        return _stamp(self.path / MANIFEST), log, next_log
 
-    def _log_stamps(self, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _log_stamps(self, number: int) -> tuple[Stamp, Stamp]:
         folder = self._store.folder("wal")
         return _stamp(log_path(folder, number)), _stamp(log_path(folder, number + 1))
 
@@ -622,84 +518,11 @@ class Collection(Snapshot):
             with contextlib.suppress(StorageError):
                 self._reorganise().flush()
 
-    def _checked_rows(
-        self,
-        ids: Any,
-        vectors: Any,
-        attrs: Mapping[str, Any] | pyarrow.Table | None,
-        tenants: Sequence[Several[str]] | None,
-        on_conflict: Conflict,
-    ) -> tuple[StoredRows, dict[str, Rows], int]:
-        """Rows ready to be stored, who may see them, and how many were skipped."""
-        schema = self.schema
-        asked = checked_ids(schema, ids)
-        given = np.asarray(vectors)
-        if len(asked) != (len(given) if given.ndim else 0):
-            raise BadInput(f"{len(asked)} ids for {len(given) if given.ndim else 0} vectors", hint="give one for each")
-        twice = first_duplicate(asked)
-        if twice is not None:
-            raise DuplicateId(f"id {twice!r} stands twice in one call", twice, hint="leave one of them out")
-        checked = schema.checked(given) if len(asked) else np.zeros((0, schema.dim), np.float32)
-        columns = self._columns(attrs, len(asked))
-        names = self._names(tenants, len(asked))
-        serials = self._state.serials_of(asked)
-        there = serials >= 0
-        if on_conflict == "error" and there.any():
-            first = asked[int(there.argmax())]
-            raise DuplicateId(f"id {first!r} is there already", first, hint="use on_conflict='replace' or 'skip'")
-        new = ~there if names is None else np.ones(len(asked), np.bool_)
-        serials[new] = self._state.next_serial + np.arange(int(new.sum()))
-        encoded, scales = schema.encode(checked)
-        run = StoredRows(asked, serials, encoded, scales, columns)
-        kept = np.flatnonzero(~there) if on_conflict == "skip" else np.arange(len(asked))
-        granted: dict[str, list[int]] = {}
-        for row in kept.tolist() if names is not None else ():
-            for name in (names or ())[row]:
-                granted.setdefault(name, []).append(int(serials[row]))
-        each = {name: np.array(sorted(found), np.int64) for name, found in granted.items()}
-        return (run if len(kept) == len(asked) else run.take(kept)), each, len(asked) - len(kept)
-
-    def _columns(
-        self, attrs: Mapping[str, Any] | pyarrow.Table | None, count: int, *, only_given: bool = False
-    ) -> dict[str, Column]:
-        names = [] if attrs is None else list(attrs.column_names if hasattr(attrs, "column_names") else attrs)
-        for name in names:
-            if name not in self.schema.fields:
-                raise UnknownField(name, self.schema.fields)
-        columns = {}
-        for name, item in self.schema.fields.items():
-            if attrs is not None and name in names:
-                columns[name] = column(name, item.type, attrs[name], nullable=item.nullable)
-                if len(columns[name]) != count:
-                    raise BadInput(f"field {name!r} has {len(columns[name])} values for {count} rows")
-            elif not only_given:
-                if count and not item.nullable:
-                    raise BadInput(f"field {name!r} is missing", hint="the field is not nullable")
-                columns[name] = empty(item.type, count)
-        return columns
-
-    def _names(self, tenants: Sequence[Several[str]] | None, count: int) -> list[frozenset[str]] | None:
-        if tenants is None:
-            return None
-        self._need_tenants()
-        if len(tenants) != count or any(isinstance(names, str) for names in tenants):
-            raise BadInput(
-                f"tenants has {len(tenants)} entries for {count} rows", hint="give a set of names for each row"
-            )
-        return [frozenset(checked_name(name) for name in names) for names in tenants]
-
-    def _no_ids(self) -> NDArray[Any]:
-        return self._state.view.parts[-1].source.ids[:0]
-
-    def _need_tenants(self) -> None:
-        if not self.schema.tenants:
-            raise BadInput("this collection has no tenants", hint="create it with Schema(tenants=True)")
-
     def _present(self, ids: Any) -> NDArray[Any]:
         asked = checked_ids(self.schema, ids)
         missing = np.flatnonzero(self._state.serials_of(asked) < 0)
         if len(missing):
-            raise BadInput(f"id {asked[missing[0]]!r} is not there; nothing was changed", hint="check the ids")
+            raise BadInput(f"id {asked.tolist()[missing[0]]!r} is not there; nothing was changed", hint="check the ids")
         twice = first_duplicate(asked)
         if twice is not None:
             raise DuplicateId(f"id {twice!r} stands twice in one call", twice, hint="leave one of them out")
@@ -707,7 +530,7 @@ class Collection(Snapshot):
 
     def _regrant(self, kind: int, ids: Any, tenants: Several[str]) -> Commit:
         with self._writing():
-            self._need_tenants()
+            need_tenants(self.schema)
             if isinstance(tenants, str):
                 raise BadInput(f"tenants is the text {tenants!r}", hint=f"write [{tenants!r}]")
             names = {checked_name(name) for name in tenants}
@@ -719,29 +542,15 @@ class Collection(Snapshot):
 
     def _redirect(self, change: Any) -> Commit:
         with self._writing():
-            self._need_tenants()
+            need_tenants(self.schema)
             self._commit(DIRECTORY, self._state.directing(change(self._state.tenants.directory)))
             return Commit(self._state.commits, 0)
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stamp(path: Path) -> Stamp:
     """Differs whenever the file does."""
     try:
         found = os.stat(path)
     except OSError:
         return ()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _arrow_type(kind: str) -> Any:
-    import pyarrow
-
-    types = {
-        "int": pyarrow.int64(),
-        "float": pyarrow.float64(),
-        "str": pyarrow.string(),
-        "bool": pyarrow.bool_(),
-        "timestamp": pyarrow.timestamp("us", tz="UTC"),
-        "set[str]": pyarrow.list_(pyarrow.string()),
-    }
-    return types[kind]

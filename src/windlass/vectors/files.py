@@ -40,9 +40,7 @@ class FileWriter:
         Raises:
             StorageError: The disk refuses.
         """
-        view = memoryview(
-            np.ascontiguousarray(data).reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else data
-        )
+        view = memoryview(_raw(data) if isinstance(data, np.ndarray) else data)
         for start in range(0, len(view), BLOCK):
             part = view[start : start + BLOCK]
             self._count(part)
@@ -124,7 +122,7 @@ class MappedFile:
     def _check(self, blocks: NDArray[np.int64]) -> None:
         for block in blocks.tolist():
             start = block * BLOCK
-            if zlib.crc32(self.bytes[start : start + BLOCK]) != self._checksums[block]:
+            if zlib.crc32(self.bytes[start : start + BLOCK].data) != self._checksums[block]:
                 raise CorruptSegment(self.path, start, "its checksum does not match in the MiB that begins there")
             self._seen[block] = True
         self._all_seen = bool(self._seen.all())
@@ -144,6 +142,10 @@ def write_small(path: Path, data: bytes, disk: Disk) -> dict[str, Any]:
     except BaseException:
         writer.abandon()
         raise
+
+
+def _raw(array: NDArray[Any]) -> Any:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _mapped(path: Path, disk: Disk) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,23 +23,30 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 
-_KINDS: dict[str, str] = {}
+_KINDS: dict[str, str] = {"postings": "windlass.vectors.postings", "tenant-tree": "windlass.vectors.tenant_tree"}
 """Kind to module; the module has `build` and `open_index`."""
 
 
-@dataclass(frozen=True, slots=True)
 class Allowed:
-    """The rows that may be returned.
+    """The rows of a segment that may be returned.
 
     Attributes:
-        mask: uint8 `[n]`.
-        rows: The same rows, sorted.
+        rows: int64, sorted.
         all: Whether these are all rows of the segment.
+        notes: What an index worked out about them, by the index; kept as long as they are.
     """
 
-    mask: NDArray[np.uint8]
-    rows: Rows
-    all: bool
+    def __init__(self, count: int, rows: Rows, *, all: bool = False) -> None:
+        self.rows, self.all = rows, all
+        self.notes: dict[int, Rows] = {}
+        self._count = count
+
+    @cached_property
+    def mask(self) -> NDArray[np.uint8]:
+        """uint8 `[n]`: one for each of `rows`."""
+        found = np.zeros(self._count, np.uint8)
+        found[self.rows] = 1
+        return found
 
 
 class Index(Protocol):

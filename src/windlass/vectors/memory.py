@@ -70,7 +70,7 @@ class MemoryRows:
 class MemoryView:
     """The rows that were there at one moment; the same questions as a `Segment` answers."""
 
-    kind = "flat"
+    kind, number, bytes_on_disk = "flat", 0, 0
 
     def __init__(
         self,

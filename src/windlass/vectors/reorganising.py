@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from windlass.core.progress import Progress, check_cancelled
 from windlass.vectors import indexes
+from windlass.vectors.log import LogReader, LogWriter
 from windlass.vectors.results import Budget
 from windlass.vectors.rows import Rows, StoredRows, joined_rows
+from windlass.vectors.schema import Schema
 from windlass.vectors.segment import Segment, SegmentWriter
 from windlass.vectors.state import Part, State
 from windlass.vectors.storage import NamedFile, successor
@@ -76,7 +78,7 @@ class Reorganiser:
         before = [part for part in view.parts if part.source.count]
         dead = sum(part.source.count - len(part.live_rows) for part in before)
         if kind == "auto":
-            kind = automatic_kind(self._schema.tenants, view.rows)
+            kind = automatic_kind(self._schema, view.rows)
         details: dict[str, Any] = {}
         parts: list[Part] = []
         if view.rows:
@@ -166,7 +168,7 @@ class Reorganiser:
             segments.append((part.source.number, deletes))
         access = store.write_access(self._number(), tenants) if self._schema.tenants else None
         assert collection._log is not None
-        old_logs = [*collection._readers, collection._log]
+        old_logs: list[LogReader | LogWriter] = [*collection._readers, collection._log]
         log = store.new_log(collection._log.number + 1, old_logs, collection._durability)
         manifest = successor(
             collection._manifest,
@@ -210,7 +212,8 @@ class Reorganiser:
         return number
 
 
-def automatic_kind(tenants: bool, rows: int) -> str:
-    """The kind of index that serves so many rows best."""
-    wanted = "tenant-tree" if tenants else "postings"
-    return wanted if rows >= INDEXED_ROWS and wanted in indexes.kinds() else "flat"
+def automatic_kind(schema: Schema, rows: int) -> str:
+    """The kind of index that serves so many rows best. Trees are cut by distance, which dot products do not follow."""
+    if rows < INDEXED_ROWS or (schema.tenants and schema.metric == "ip"):
+        return "flat"
+    return "tenant-tree" if schema.tenants else "postings"

@@ -97,6 +97,7 @@ class CollectionStats:
             is mapped from files.
         tenants, grants: None for a collection without tenants.
         amplification: Copies of a vector in postings, on average; 1 without postings.
+        index_bytes: What of `resident_bytes` the indexes hold.
     """
 
     rows: int
@@ -109,6 +110,7 @@ class CollectionStats:
     tenants: int | None
     grants: int | None
     amplification: float
+    index_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

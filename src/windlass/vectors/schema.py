@@ -19,7 +19,11 @@ Dtype = Literal["f32", "f16", "i8"]
 IdType = Literal["int", "str"]
 
 MAX_DIM = 65_536
-_STORED = {"f32": np.dtype(np.float32), "f16": np.dtype(np.uint16), "i8": np.dtype(np.int8)}
+_STORED: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.uint16),
+    "i8": np.dtype(np.int8),
+}
 _LARGEST_SQUARE = 1e36
 
 

@@ -24,7 +24,7 @@ from windlass.vectors.indexes import Allowed
 from windlass.vectors.results import Counters, SearchRequest, SearchResult
 from windlass.vectors.schema import Schema
 from windlass.vectors.state import Part, View
-from windlass.vectors.tenants import Serials, TenantRows
+from windlass.vectors.tenants import TenantRows
 
 Rows = NDArray[np.int64]
 Found = tuple[NDArray[np.float32], Rows, NDArray[Any]]
@@ -32,14 +32,15 @@ Found = tuple[NDArray[np.float32], Rows, NDArray[Any]]
 EXACT_ROWS = 2_000
 """At most so many rows of a part are looked at one by one even where there is an index."""
 MAX_K = 100_000
+_REMEMBERED_BYTES = 64 << 20
 
 
 class Searcher:
     """Answers questions about a view; remembers which rows of a part a set of tenants has."""
 
     def __init__(self) -> None:
-        self._positions: OrderedDict[tuple[int, frozenset[str]], tuple[tuple[int, ...], Any, Rows]] = OrderedDict()
-        self._remembered = 0
+        self._remembered: OrderedDict[tuple[int, frozenset[str]], tuple[tuple[int, ...], Any, Allowed]] = OrderedDict()
+        self._size = 0
         self._lock = threading.Lock()
 
     def search(
@@ -87,21 +88,16 @@ class Searcher:
         """
         bound = bound_filter(view.schema, filter)
         if view.schema.tenants:
-            rows = self._tenant_rows(view.tenants, part, tenants_of(view, access))
-            rows = rows[part.live[rows]]
+            found = self._of_tenants(view.tenants, part, tenants_of(view, access))
+        elif access is not None:
+            raise BadInput("this collection has no tenants", hint="leave access out")
         else:
-            if access is not None:
-                raise BadInput("this collection has no tenants", hint="leave access out")
-            rows = part.live_rows
-        if bound is None and not view.schema.tenants:
-            return Allowed(part.live_bytes, rows, len(rows) == part.source.count)
-        mask = np.zeros(part.source.count, np.uint8)
-        if bound is not None:
-            passed = rows[part.source.passing(bound)[rows]] if len(rows) else rows
-            counters.rows_masked += len(rows) - len(passed)
-            rows = passed
-        mask[rows] = 1
-        return Allowed(mask, rows, False)
+            found = part.allowed
+        if bound is None or not len(found.rows):
+            return found
+        passed = found.rows[part.source.passing(bound)[found.rows]]
+        counters.rows_masked += len(found.rows) - len(passed)
+        return Allowed(part.source.count, passed)
 
     def _one(
         self,
@@ -120,26 +116,26 @@ class Searcher:
             scores, best = part.index.search(query, k, rows, recall=recall, params=params, counters=counters)
         return scores, part.source.order[best], part.source.ids[best]
 
-    def _tenant_rows(self, tenants: TenantRows, part: Part, names: frozenset[str]) -> Rows:
-        """Sorted rows of a part that any of these tenants has; remembered until one of them changes."""
-        arrays = [tenants.one(name) for name in names]
+    def _of_tenants(self, tenants: TenantRows, part: Part, names: frozenset[str]) -> Allowed:
+        """The live rows of a part that any of these tenants has; remembered until one of them changes."""
+        arrays = [tenants.one(name) for name in sorted(names)]
         key = (id(part.source), names)
-        state = tuple(id(array) for array in arrays)
+        state = (id(part.live), *(id(array) for array in arrays))
         with self._lock:
-            known = self._positions.get(key)
-            if known is not None and known[0] == state and known[1][0] is part.source:
-                self._positions.move_to_end(key)
+            known = self._remembered.get(key)
+            if known is not None and known[0] == state:
+                self._remembered.move_to_end(key)
                 return known[2]
-        serials: Serials = tenants.of(names)
-        rows = part.source.positions(serials)
+        rows = part.source.positions(tenants.of(names))
+        found = Allowed(part.source.count, rows[part.live[rows]])
         with self._lock:
-            old = self._positions.pop(key, None)
-            self._remembered += rows.nbytes - (0 if old is None else old[2].nbytes)
-            # The arrays and the source are kept with the entry, so that nothing else can come to have their ids.
-            self._positions[key] = (state, (part.source, arrays), rows)
-            while self._remembered > 64 << 20 and len(self._positions) > 1:
-                self._remembered -= self._positions.popitem(last=False)[1][2].nbytes
-        return rows
+            # What the key and the state name is kept with the entry, so that nothing else can come to have its id.
+            old = self._remembered.pop(key, None)
+            self._remembered[key] = (state, (part, arrays), found)
+            self._size += found.rows.nbytes - (0 if old is None else old[2].rows.nbytes)
+            while self._size > _REMEMBERED_BYTES and len(self._remembered) > 1:
+                self._size -= self._remembered.popitem(last=False)[1][2].rows.nbytes
+        return found
 
     def _plan(self, chosen: list[tuple[Part, Allowed]], params: Mapping[str, Any]) -> str:
         if not chosen:

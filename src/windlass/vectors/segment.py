@@ -44,7 +44,7 @@ class SegmentWriter:
     """
 
     def __init__(self, folder: Path, number: int, schema: Schema, disk: Disk) -> None:
-        self.folder, self.number, self._schema, self._disk = folder, number, schema, disk
+        self.folder, self.number, self.schema, self.disk = folder, number, schema, disk
         self._parts: list[StoredRows] = []
         self._vectors = FileWriter(self.path("vectors"), disk)
         self._receipts: dict[str, Any] = {}
@@ -55,21 +55,25 @@ class SegmentWriter:
     def append(self, run: StoredRows) -> None:
         """Add rows. Their vectors go to the disk, the rest waits in memory."""
         self._vectors.write(run.vectors)
-        none = np.zeros((0, self._schema.dim), run.vectors.dtype)
+        none = np.zeros((0, self.schema.dim), run.vectors.dtype)
         self._parts.append(StoredRows(run.ids, run.serials, none, run.scales, run.columns))
 
     def add_file(self, name: str, data: bytes) -> None:
         """A file of the index."""
-        self._receipts[name] = write_small(self.path(name), data, self._disk)
+        self._receipts[name] = write_small(self.path(name), data, self.disk)
 
     def add_written(self, name: str, receipt: dict[str, Any]) -> None:
         """A file of the index that was written under `path(name)` already."""
         self._receipts[name] = receipt
 
+    def written(self, name: str) -> MappedFile:
+        """A file that was added."""
+        return MappedFile(self.path(name), self._receipts[name], self.disk)
+
     def close_vectors(self) -> MappedFile:
         """No more rows; the vectors, for building an index over them."""
         self._receipts["vectors"] = self._vectors.finish()
-        return MappedFile(self.path("vectors"), self._receipts["vectors"], self._disk)
+        return self.written("vectors")
 
     def finish(self, kind: str, parameters: Mapping[str, Any]) -> None:
         """Write the rest; durable when this returns.
@@ -85,7 +89,7 @@ class SegmentWriter:
         lookup = {"sorted_keys": keys[sorted_rows], "sorted_rows": sorted_rows}
         self.add_file("rows", pack({**whole.packed(with_vectors=False), **lookup}))
         content = {"kind": kind, "parameters": dict(parameters), "rows": len(whole), "files": self._receipts}
-        storage.write_manifest(self.path("meta"), FORMAT, content, disk=self._disk)
+        storage.write_manifest(self.path("meta"), FORMAT, content, disk=self.disk)
 
     def abandon(self) -> None:
         self._vectors.abandon()
@@ -186,6 +190,14 @@ class Segment:
         at = np.searchsorted(self.serials, serials)
         at[at == self.count] = 0
         return at[self.serials[at] == serials] if self.count else np.zeros(0, np.int64)
+
+    def verify_vectors(self) -> None:
+        """Check all vectors, once.
+
+        Raises:
+            CorruptSegment: They are not what was written.
+        """
+        self._file.verified()
 
     def exact(self, query: NDArray[np.float32], k: int, chosen: Rows) -> tuple[NDArray[np.float32], Rows]:
         """Scores and rows of the best `k` of `chosen`.

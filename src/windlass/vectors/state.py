@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from windlass.core.access import Directory
 from windlass.vectors import rows as stored_rows
-from windlass.vectors.indexes import Index
+from windlass.vectors.indexes import Allowed, Index
 from windlass.vectors.log import Record
 from windlass.vectors.memory import MemoryRows, MemoryView
 from windlass.vectors.packing import pack, unpack
@@ -49,9 +49,9 @@ class Part:
         return np.flatnonzero(self.live)
 
     @cached_property
-    def live_bytes(self) -> NDArray[np.uint8]:
-        """`live` as kernels read it."""
-        return self.live.view(np.uint8)
+    def allowed(self) -> Allowed:
+        """The live rows, as an index is given them."""
+        return Allowed(self.source.count, self.live_rows, all=len(self.live_rows) == self.source.count)
 
 
 @dataclass(frozen=True)

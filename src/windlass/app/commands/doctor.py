@@ -70,12 +70,14 @@ def _machine() -> dict[str, Any]:
 
 
 def _calibrate(*, quiet: bool) -> dict[str, Any]:
+    from windlass.app.calibration import calibrate_steps
     from windlass.app.terminal import TerminalProgress
     from windlass.sim import calibrate
 
     progress = TerminalProgress(quiet=quiet)
     try:
         found = calibrate.calibrate(progress)
+        steps = calibrate_steps(progress)
     finally:
         progress.close()
     fitted = found.efficiency
@@ -85,6 +87,7 @@ def _calibrate(*, quiet: bool) -> dict[str, Any]:
         "disk_gb_per_s": round(found.tiers[-1].read_bw / 1e9, 2),
         "empty_operation_us": round(found.kernel_launch_s * 1e6, 2),
         "error": f"{fitted.error:.0%} on average over {fitted.fitted_on}",
+        "steps": f"{steps.error:.0%} median error over the steps measured" if steps else "no local language model",
         "record": str(calibrate.record_path()),
     }
 

@@ -31,7 +31,7 @@ Example: windlass lake reclaim reports --dry-run"""
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help=_HELP, no_args_is_help=True)
-    for command in (scan, profile, reclaim, restore):
+    for command in (scan, profile, joins, reclaim, restore):
         group.command(command.__name__)(command)
     app.add_typer(group, name="lake")
 
@@ -83,6 +83,37 @@ def profile(
         _print_profile(file, found)
     if not wanted:
         print("No table found.")
+
+
+def joins(
+    folder: Folder,
+    form: Annotated[
+        str, typer.Option("--format", help="text, mermaid (a diagram) or sql (a view a fact table).")
+    ] = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Predict which tables refer to which, over which columns, and how likely that is.
+
+    Example: windlass lake joins reports --format mermaid
+    """
+    from windlass.app import terminal
+    from windlass.lake.table_joins import predict_joins
+
+    if form not in ("text", "mermaid", "sql"):
+        raise UsageError(f"unknown format {form!r}", hint="text, mermaid or sql")
+    with _surveyed(folder, as_json) as workspace, _progress(as_json) as progress:
+        graph = predict_joins(workspace, progress)
+    if as_json:
+        facts = {"tables": graph.tables, "facts": graph.facts, "dimensions": graph.dimensions, "gap": graph.gap}
+        terminal.print_json({**facts, "joins": [join._asdict() for join in graph.joins]})
+    elif form != "text":
+        print(graph.to_mermaid() if form == "mermaid" else graph.to_sql(), end="")
+    else:
+        for join in graph.joins:
+            ends = f"{join.child}.{', '.join(join.columns)} -> {join.parent}.{', '.join(join.keys)}"
+            print(f"{join.probability:4.0%}  {printable(ends)}{' (one to one)' if join.mutual else ''}")
+        if not graph.joins:
+            print("No joins found.")
 
 
 def reclaim(

@@ -83,7 +83,7 @@ def remove(name: Annotated[str, typer.Argument(help="As `windlass models list` s
 
 @_models.command()
 def warmup(
-    name: Annotated[str, typer.Argument(help="A name, a folder or a .gguf file; none: the default model.")] = "",
+    name: Annotated[str, typer.Argument(help="A name, a folder or a .gguf file; none: the default models.")] = "",
 ) -> None:
     """Compile the model's kernels for this machine, once; later loads take them from the cache.
 
@@ -97,16 +97,21 @@ def warmup(
     from windlass.app import terminal
     from windlass.core.settings import Settings
     from windlass.models import store
+    from windlass.models.encoder import BertEncoder, is_encoder
     from windlass.models.generate import LocalModel
     from windlass.models.kernel_cache import clear_old_kernels
 
     os.nice(10)  # it usually runs beside something a person is waiting for
-    name = name or Settings().models.decoder
-    began = time.perf_counter()
-    model = LocalModel.load(store.locate(name))
-    for _ in model.chat([{"role": "user", "content": "Hello"}], max_tokens=2):
-        pass
-    print(f"{name} is ready ({time.perf_counter() - began:.1f} s)")
+    defaults = Settings().models
+    for each in [name] if name else [defaults.decoder, defaults.encoder]:
+        began = time.perf_counter()
+        found = store.locate(each)
+        if is_encoder(found):
+            BertEncoder.load(found, precision="int8").encode_passages(["a ship of some length " * 4])
+        else:
+            for _ in LocalModel.load(found).chat([{"role": "user", "content": "Hello"}], max_tokens=2):
+                pass
+        print(f"{each} is ready ({time.perf_counter() - began:.1f} s)")
     freed = clear_old_kernels()
     if freed:
         print(f"kernels of earlier versions removed: {terminal.size(freed)}")

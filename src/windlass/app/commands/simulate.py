@@ -20,6 +20,7 @@ SCENARIOS = {
     "operators": "windlass.sim.scenarios:operators",
     "collectives": "windlass.sim.scenarios:collectives",
     "prefill": "windlass.sim.scenarios:prefill",
+    "serving": "windlass.app.serving_scenario:serving",
 }
 
 
@@ -38,7 +39,7 @@ def simulate(
 
     Every figure is marked simulated and comes with its calibration error.
 
-    Example: windlass simulate examples/scenarios/prefill.toml
+    Example: windlass simulate examples/scenarios/serving.toml
     """
     from windlass.app import terminal
     from windlass.app.terminal import TerminalProgress

@@ -12,6 +12,7 @@ from windlass.app.http.metrics import Metrics
 from windlass.app.http.openai_schema import SamplingBody, WindlassOptions
 from windlass.app.http.replies import ApiError
 from windlass.app.http.tenants import Tenant
+from windlass.core.settings import ServerSettings
 from windlass.serving.async_engine import AsyncEngine
 from windlass.serving.engine import EngineConfig
 from windlass.serving.local_engine import local_engine
@@ -29,16 +30,25 @@ class EngineModel:
 
     Args:
         model: A model on the compiled engine.
+        settings: Memory for keys and values, the scheduler, and what it promises.
         weights: Shares of tenants.
         waiting: Answers that may wait.
-        memory_bytes: For keys and values.
     """
 
-    def __init__(self, model: LocalModel, *, weights: Mapping[str, float], waiting: int, memory_bytes: int) -> None:
+    def __init__(
+        self, model: LocalModel, settings: ServerSettings, *, weights: Mapping[str, float], waiting: int
+    ) -> None:
         self.model = model
         self._waiting = waiting
-        config = EngineConfig(max_queue=4 * waiting, max_queue_per_tenant=waiting)
-        self.engine = AsyncEngine(local_engine(model, weights=weights, config=config, memory_bytes=memory_bytes))
+        engine = local_engine(
+            model,
+            memory_bytes=settings.kv_cache_mb << 20,
+            policy=settings.scheduler,
+            tbt_slo_s=settings.tbt_slo_ms / 1000 or None,
+            weights=weights,
+            config=EngineConfig(max_queue=4 * waiting, max_queue_per_tenant=waiting),
+        )
+        self.engine = AsyncEngine(engine)
 
     def start(
         self,

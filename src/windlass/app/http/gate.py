@@ -14,6 +14,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -117,6 +118,7 @@ class Gate:
                 message = f"{refusal.message}; try again in {refusal.retry_after} s"
                 await answer.refuse(429, message, code=refusal.code, headers=wait)
                 return
+            answer.when_over = lambda: admission.leave(tenant)
         try:
             body = await self._body(scope, receive, answer)
             if body is not None:
@@ -124,8 +126,7 @@ class Gate:
                 await self._app(scope, _replay(body, receive), answer.send)
                 await answer.flush()
         finally:
-            if counted:
-                admission.leave(tenant)
+            answer.over()
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -220,6 +221,7 @@ class _Answer:
         self.status = 0
         self.begun = False
         self.limits: dict[str, str] = {}
+        self.when_over: Callable[[], None] | None = None
         self._send = send
         self._seconds = send_seconds
         self._is_data = scope["path"].startswith(_API_PREFIXES)
@@ -291,8 +293,16 @@ class _Answer:
         if self._is_data or self.status >= 400:
             headers["cache-control"] = "no-store"
 
+    def over(self) -> None:
+        """The request is done with; told once, before its last byte goes out: the client may come back with it."""
+        tell, self.when_over = self.when_over, None
+        if tell is not None:
+            tell()
+
     async def _put(self, message: Message) -> None:
         self.begun = True
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.over()
         try:
             await asyncio.wait_for(self._send(message), self._seconds)
         except TimeoutError as error:

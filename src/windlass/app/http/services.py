@@ -151,8 +151,8 @@ class Services:
                 if self._engine is not None:
                     self._engine.close()
                 weights = {tenant.name: tenant.weight for tenant in self.tenants.values()}
-                memory = self.pipeline.settings.server.kv_cache_mb << 20
-                self._engine = EngineModel(model, weights=weights, waiting=self.limits.waiting, memory_bytes=memory)
+                settings = self.pipeline.settings.server
+                self._engine = EngineModel(model, settings, weights=weights, waiting=self.limits.waiting)
             return self._engine
 
     @property

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from windlass.app.http.services import Services
 from windlass.app.page import wording
 from windlass.app.page.rendering import render
+from windlass.app.page.table_picture import picture
 from windlass.app.progress_state import ProgressView, StageView
 from windlass.retrieval.overview import Overview
 
@@ -20,6 +21,7 @@ _STAGE_TITLES = {
     "profile": "Profiling tables",
     "contain": "Looking for tables in tables",
     "compare": "Looking for near-copies",
+    "join": "Looking for joins",
     "embed": "Indexing by meaning",
     "pull": "Fetching models",
 }
@@ -52,6 +54,7 @@ def body(overview: Overview, *, working: bool) -> Markup:
         states=[(state, overview.by_state[state]) for state in _MEANINGS if overview.by_state.get(state)],
         meanings=_MEANINGS,
         limit=_LISTED,
+        picture=picture(overview.joins),
     )
 
 

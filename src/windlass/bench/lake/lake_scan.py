@@ -19,7 +19,7 @@ from windlass.core.randomness import bits_array, rand
 from windlass.core.workspace import Workspace
 from windlass.lake.scan import Catalog
 
-_FILES, _QUICK_FILES = 20_000, 3_000
+_FILES, _QUICK_FILES = 10_000, 3_000
 _A_FOLDER = 100
 _RACY_SECONDS = 2.5
 _GIT = ["git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "core.fsmonitor=false"]
@@ -60,12 +60,12 @@ def run(context: BenchContext) -> BenchReport:
 
 
 def make_tree(folder: Path, files: int, seed: int) -> int:
-    """Files of 0.2 to 200 KB, few of them large; returns their bytes."""
+    """Files of 0.2 to 200 KB, as many of every order of size; returns their bytes."""
     total = 0
     block = bits_array(seed, "content", size=30_000).tobytes()
     for number in range(files):
         content = number - 1 if number % 20 == 19 else number
-        length = min(200_000, int(200 / (1e-3 + rand(seed, content))))
+        length = int(200 * 1000 ** rand(seed, content))
         path = folder / f"part{number // _A_FOLDER:03}" / f"file{number:05}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
         start = int(rand(seed, content, "start") * 30_000)

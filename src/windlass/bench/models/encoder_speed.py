@@ -1,4 +1,4 @@
-"""The embedding model beside `sentence-transformers` on the same folder: passages a second and how near the vectors are.
+"""The embedding model beside `sentence-transformers` on the same folder: passages a second, how near the vectors are.
 
 The peer runs in float32 with the batch size that was best for it in a short trial; both sides get the same number of
 threads and the same texts.
@@ -28,29 +28,29 @@ _WORDS = (
     "hydrography containerised demurrage navigational uncharted 1,250 2026-11-22 EUR 14.5% SKU-2291 misrouted"
 ).split()
 _MODEL = "all-minilm-l6-v2"
-_BATCH_SIZES = (8, 32, 128)
+_BATCH_SIZES = (4, 8, 32)
 
 
 def encoder_rows(context: BenchContext) -> list[Metric]:
-    """Metrics on passages of 160 words and on a mixture of 4 to 160 words, with every core and with one.
+    """Metrics on passages of 160 words and of 4 to 160 words, with two cores and (not in quick mode) with one.
 
     Raises:
         ModelError: The default encoder is not installed.
     """
     folder = store.locate(_MODEL)
     peer = _peer(str(folder))
-    count = 96 if context.quick else 400
+    count = 24 if context.quick else 96
     loads = {
         "passages of 160 words": _texts(context.seed, count, 160, 160),
         "passages of 4 to 160 words": _texts(context.seed, 2 * count, 4, 160),
     }
     rows: list[Metric] = []
     cores = usable_cores()
-    for threads in dict.fromkeys((min(2, cores), 1)):
+    for threads in dict.fromkeys((min(2, cores), min(2, cores) if context.quick else 1)):
         ours = BertEncoder.load(folder, threads=threads, precision="int8")
         for name, texts in loads.items():
             rows += _speed(context, ours, peer, texts, f"{name}, {threads} threads", threads)
-    rows += _nearness(folder, peer, loads["passages of 4 to 160 words"][: 2 * count])
+    rows += _nearness(folder, peer, loads["passages of 4 to 160 words"])
     return rows
 
 
@@ -61,7 +61,7 @@ def _speed(
     note = ""
     if peer is not None:
         peer_module("torch").set_num_threads(threads)  # type: ignore[union-attr]
-        best = _best_batch(peer, texts[:: max(1, len(texts) // 64)])
+        best = _best_batch(peer, texts[:: max(1, len(texts) // 16)])
         note = f"peer's batch size {best}"
 
         def run() -> object:

@@ -34,7 +34,7 @@ from windlass.models.tokenizer import tokenizer_of
 from windlass.models.weights import WeightSource, open_weights
 
 FORMATS = ("f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0")
-QUICK_FORMATS = ("q8_0", "q4_k", "q4_0")
+QUICK_FORMATS = ("q8_0", "q4_0")
 FALLBACK = {"q6_k": "q8_0", "q5_k": "q5_1", "q4_k": "q5_0"}
 """For rows that do not fill blocks of 256, as converters do it."""
 WINDOW = 512

@@ -18,6 +18,8 @@ from windlass.bench.harness import BenchContext, Comparison, compare, peer_modul
 from windlass.bench.report import BenchReport, Metric, metric
 from windlass.bench.sim import tables
 from windlass.core.program import Compute, Mark, OpCost, Program, RankState, Wait
+from windlass.serving.batch import BatchShape
+from windlass.serving.cost import DecoderShape, fit_host, tensor_parallel
 from windlass.sim.calibrate import Row, fit, fit_collective, measured_products, prediction_errors
 from windlass.sim.cluster import ClusterSpec
 from windlass.sim.cost import CostModel
@@ -33,6 +35,8 @@ _SHAPES = (
     ("H100, 8 on one machine", "h100_dgx_all_reduce", 8, 8, 0.08),
     ("A100, 16 on two machines", "a100_dgx_all_reduce", 16, 8, 0.15),
 )
+_SHORT = 2048  # tokens of a batch of prompts; of more, that engine split some and was slow to reduce over 8 GPUs
+_LLAMA2 = DecoderShape(80, 8192, 64, 8, 128, 28672, 32000)
 _MODELS = {
     "Llama-3.3-70B-Instruct": LayerShapes(80, 8192, 64, 8, 128, 28672, 128256),
     "Qwen2.5-72B-Instruct": LayerShapes(80, 8192, 64, 8, 128, 29568, 152064),
@@ -44,6 +48,7 @@ def run(context: BenchContext) -> BenchReport:
     metrics += _prices(context) if tables.folder() is not None else _local_prices(context)
     if tables.folder() is not None and not context.quick:
         metrics += _prefills()
+        metrics += _services()
     metrics += _large_run(context)
     return context.report(
         mode="simulated",
@@ -53,7 +58,7 @@ def run(context: BenchContext) -> BenchReport:
 
 
 def _events(context: BenchContext) -> Metric:
-    processes, sleeps = (200, 200) if context.quick else (2000, 200)
+    processes, sleeps = (2000, 20) if context.quick else (2000, 200)
     simpy = peer_module("simpy")
 
     def delays(number: int) -> float:
@@ -145,15 +150,52 @@ def _prefills() -> list[Metric]:
         for tokens, seconds, without in tables.prefill_times(folder.parent / "tokenweave" / "figure_11a.csv")[name]:
             report = executor.run(TensorParallelPrefill(shapes, tokens))
             talking = sum(span.end - span.begin for span in report.spans if span.rank == 0 and span.stream == "comm")
-            whole.append(abs(report.seconds / seconds - 1))
-            computed.append(abs((report.seconds - talking) / without - 1))
-        note = f"against TokenWeave's table, {len(whole)} lengths from 1,024 to 65,536 tokens"
-        metrics += [
-            metric(
-                f"error, prefill of {name} on 8 H100", "", float(np.mean(whole)), better="lower", most=0.10, note=note
-            ),
-            metric("error, the same without communication", "", float(np.mean(computed)), better="lower", note=note),
-        ]
+            whole.append(report.seconds / seconds - 1)
+            computed.append((report.seconds - talking) / without - 1)
+        for what, errors, most in (("", whole, 0.10), (" without communication", computed, None)):
+            note = f"TokenWeave's table, {len(errors)} lengths from 1,024 to 65,536 tokens, mean {np.mean(errors):+.1%}"
+            error = float(np.mean(np.abs(errors)))
+            title = f"error, prefill of {name} on 8 H100{what}"
+            metrics.append(metric(title, "", error, better="lower", most=most, note=note))
+    return metrics
+
+
+def _services() -> list[Metric]:
+    """Steps of a whole engine that other people measured: Llama2-70B on two, four and eight GPUs.
+
+    The engine launched its kernels one by one, which no data sheet tells: two numbers of its host are fitted on the
+    token times of two and eight GPUs. Prompts have no part in it, nor has anything on four GPUs.
+    """
+    folder = tables.folder()
+    assert folder is not None
+    profiles = folder.parent.parent / "fleet" / "llm_gpu_profiles_splitwise.csv.gz"
+    metrics = []
+    for name, device in (("A100", "a100-80gb"), ("H100", "h100-80gb")):
+        prices = {ranks: tensor_parallel(hardware(name), ranks, _LLAMA2) for ranks in (2, 4, 8)}
+        rows = []
+        for ranks, prompt, batch, answer, prompt_s, token_s in tables.service_times(profiles, "llama2-70b", device):
+            shapes = (
+                BatchShape(prompt * batch, batch, batch * prompt * prompt / 2, 0),
+                BatchShape(batch, batch, 0.0, batch * (prompt + answer // 2)),
+            )
+            seconds = (prices[ranks].device_seconds(shape) for shape in shapes)
+            rows.append((ranks, *seconds, prompt_s, token_s, prompt * batch))
+        table = np.array(rows)
+        ends = table[table[:, 0] != 4]
+        launch, host = fit_host(ends[:, 2].tolist(), ends[:, 4].tolist())
+        middle, short = table[table[:, 0] == 4], table[:, 5] <= _SHORT
+        note = (
+            f"launch {launch * 1e3:.0f} ms, host {host * 1e3:.1f} ms, from token times on 2 and 8; Splitwise's profiles"
+        )
+        parts = (
+            ("a token on 4", 2, middle, 0.15),
+            (f"prompts up to {_SHORT:,} tokens on 2, 4 and 8", 1, table[short], 0.15),
+            ("longer prompts", 1, table[~short], None),
+        )
+        for what, column, chosen, most in parts:
+            predicted = np.maximum(chosen[:, column], launch) + host
+            error = float(np.mean(np.abs(predicted / chosen[:, column + 2] - 1)))
+            metrics.append(metric(f"error, Llama2-70B, {what} {name}", "", error, better="lower", most=most, note=note))
     return metrics
 
 

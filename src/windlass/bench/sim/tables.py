@@ -77,6 +77,22 @@ def collective(path: Path, operation: str, ranks: int, per_node: int) -> list[tu
     ]
 
 
+def service_times(path: Path, model: str, device: str) -> list[tuple[int, int, int, int, float, float]]:
+    """(ranks, prompt tokens, batch, answer tokens, seconds of the prompt, seconds a token) of Splitwise's profiles."""
+    return [
+        (
+            int(line["tensor_parallel"]),
+            int(line["prompt_size"]),
+            int(line["batch_size"]),
+            int(line["token_size"]),
+            float(line["prompt_time"]) / 1e3,
+            float(line["token_time"]) / 1e3,
+        )
+        for line in _lines(path)
+        if line["model"] == model and line["hardware"] == device
+    ]
+
+
 def _lines(path: Path) -> Iterator[dict[str, str]]:
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)

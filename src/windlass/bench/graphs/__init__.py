@@ -1,0 +1,1 @@
+"""Benchmarks of graphs: ranking around a node, node vectors, communities."""
