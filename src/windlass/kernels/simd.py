@@ -390,6 +390,7 @@ _POWER = tuple(
     )
 )  # fmt: skip
 exp2_float = _pure(Floats, 1, _exp2)
+"""2^x for x <= 0; below -126, its value there."""
 
 
 def _dot_by_sums(builder: Any, acc: Any, weights: Any, x: Any, widen: str) -> Any:
