@@ -38,13 +38,8 @@ def packed(name: str, rows: int, columns: int, seed: int) -> tuple[np.ndarray, n
     stored = gguf.quants.quantize(rng.standard_normal((rows, columns)).astype(np.float32), kind)
     weights = gguf.dequantize(stored, kind)
     arena = np.zeros(packed_bytes(FORMATS[name], rows, columns), np.uint8)
-    if name == "q8_0":
-        parts = split_blocks(stored.reshape(-1), name, (rows, columns))
-        halves = parts.scales.astype(np.float16).view(np.uint16)
-        cpu_gemm.pack_codes(parts.codes.view(np.uint8), halves, halves, W8, arena, 0)
-    else:
-        size = 20 if name == "q4_1" else 18
-        cpu_gemm.pack_nibbles(stored.reshape(-1), rows, columns // 32, size, size - 16, arena, 0)
+    size, head = {"q4_0": (18, 2), "q4_1": (20, 4), "q8_0": (34, 2)}[name]
+    assert cpu_gemm.pack_blocks(stored.reshape(-1), rows, columns // 32, size, head, arena, 0) == 0
     return weights, arena
 
 
@@ -108,13 +103,8 @@ def test_extreme_codes_do_not_saturate(name: str) -> None:
     stored = gguf.quants.quantize(weights, kind)
     exact = gguf.dequantize(stored, kind).astype(np.float64)
     arena = np.zeros(packed_bytes(FORMATS[name], 16, 64), np.uint8)
-    if name == "q8_0":
-        parts = split_blocks(stored.reshape(-1), name, (16, 64))
-        halves = parts.scales.astype(np.float16).view(np.uint16)
-        cpu_gemm.pack_codes(parts.codes.view(np.uint8), halves, halves, W8, arena, 0)
-    else:
-        size = 20 if name == "q4_1" else 18
-        cpu_gemm.pack_nibbles(stored.reshape(-1), 16, 2, size, size - 16, arena, 0)
+    size, head = {"q4_0": (18, 2), "q4_1": (20, 4), "q8_0": (34, 2)}[name]
+    cpu_gemm.pack_blocks(stored.reshape(-1), 16, 2, size, head, arena, 0)
     for x in (np.ones((1, 64)), -np.ones((2, 64)), np.where(np.arange(64) % 2, 1, -1)[None]):
         x = x.astype(np.float32)
         assert np.allclose(product(arena, FORMATS[name], 16, 64, x), x @ exact.T, rtol=1e-4, atol=1e-4)
@@ -127,6 +117,36 @@ def test_packing_keeps_every_weight(name: str) -> None:
     for index in range(37):
         cpu_gemm.unpack_row(arena, 0, FORMATS[name], 160, index, row, 0)
         assert np.array_equal(row, weights[index])
+
+
+def test_packing_codes_gives_the_same_tiles_as_packing_blocks() -> None:
+    _, arena = packed("q8_0", 37, 160, 8)
+    rng = np.random.default_rng(8)
+    stored = gguf.quants.quantize(rng.standard_normal((37, 160)).astype(np.float32), gguf.GGMLQuantizationType.Q8_0)
+    parts, other = split_blocks(stored.reshape(-1), "q8_0", (37, 160)), np.zeros_like(arena)
+    halves = parts.scales.astype(np.float16).view(np.uint16)
+    cpu_gemm.pack_codes(parts.codes.view(np.uint8), halves, halves, W8, other, 0)
+    assert np.array_equal(arena, other)
+
+
+def test_packing_counts_what_is_not_finite() -> None:
+    stored = gguf.quants.quantize(np.ones((20, 64), np.float32), gguf.GGMLQuantizationType.Q4_1).reshape(20, 2, 20)
+    stored[3, 1, :2] = [0, 0x7C]
+    stored[19, 0, 2:4] = [1, 0xFE]
+    arena = np.zeros(packed_bytes(W4M, 20, 64), np.uint8)
+    assert cpu_gemm.pack_blocks(stored.reshape(-1), 20, 2, 20, 4, arena, 0) == 2
+
+
+def test_a_coarse_copy_stays_within_half_a_step() -> None:
+    weights, arena = packed("q8_0", 32, 96, 4)
+    coarse, row = np.zeros(packed_bytes(W4, 32, 96), np.uint8), np.zeros(96, np.float32)
+    cpu_gemm.coarsen(arena, 0, 2, 3, coarse, 0)
+    for index in range(32):
+        cpu_gemm.unpack_row(coarse, 0, W4, 96, index, row, 0)
+        steps = np.repeat(np.abs(weights[index].reshape(3, 32)).max(axis=1), 32) / 8
+        error = np.abs(row - weights[index])
+        # The far end of the other sign has no code: its error may be a whole step.
+        assert (error <= steps * 1.01).all() and np.median(error / steps) <= 0.35
 
 
 def test_rounding_activations_is_nearest_and_keeps_zero() -> None:

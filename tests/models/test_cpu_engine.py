@@ -16,10 +16,14 @@ from tests.models.tiny_models import hf_config, random_weights, write_folder, wr
 from windlass.core.errors import ModelError, UsageError
 from windlass.kernels.cpu_attention import CHUNK
 from windlass.kernels.cpu_gemm import unpack_row
-from windlass.models.cpu_engine import LAYER_MATRICES, PREFILL_CHUNK, CpuEngine
+from windlass.models.cpu_engine import PREFILL_CHUNK, CpuEngine
+from windlass.models.cpu_head import _rank
+from windlass.models.cpu_packing import LAYER_MATRICES
+from windlass.models.cpu_tables import CANDIDATES
 from windlass.models.decoder import Decoder, rms_norm
 from windlass.models.generate import LocalModel, generate
 from windlass.models.gguf import GGUFSource
+from windlass.models.token_batch import TokenBatch
 
 Q = gguf.GGMLQuantizationType
 TOKENS = np.random.default_rng(4).integers(0, 250, 40)
@@ -79,10 +83,12 @@ class Unpacked:
             slot = LAYER_MATRICES.index(stem) if stem in LAYER_MATRICES and kind == "weight" else None
         if slot is None:
             return self._source.tensor(name)
-        kind_number, at, rows, blocks, _ = self._engine._plan[layer, slot]
+        kind_number, at, rows, blocks, _ = self._engine.packed.plan[layer, slot]
         matrix = np.zeros((rows, 32 * blocks), np.float32)
         for row in range(rows):
-            unpack_row(self._engine._arena, at, kind_number, 32 * blocks, row, matrix.reshape(-1), row * 32 * blocks)
+            unpack_row(
+                self._engine.packed.arena, at, kind_number, 32 * blocks, row, matrix.reshape(-1), row * 32 * blocks
+            )
         return matrix
 
 
@@ -211,6 +217,29 @@ def test_a_batch_gives_each_sequence_its_own_bits(engine: CpuEngine) -> None:
         engine.step_batch(np.arange(2), [caches[0], caches[0]])
 
 
+def test_the_likeliest_token_is_the_best_logit(engine: CpuEngine) -> None:
+    caches = [engine.cache() for _ in range(3)]
+    for length, cache in zip((1, 7, 300), caches, strict=True):
+        tokens = np.random.default_rng(length).integers(0, 250, length)
+        expected = engine.prefill(tokens, engine.cache())
+        assert engine.likeliest(tokens, cache) == expected.argmax()
+    pool = engine.new_pool(pages=8)
+    batch = TokenBatch.contiguous([TOKENS[:5], TOKENS[:20], TOKENS[7:9]], [[0], [3, 1], [2]], [0, 0, 0], 16)
+    expected_rows = engine.forward_tokens(batch, pool).argmax(axis=1)
+    assert engine.forward_greedy(batch, pool).tolist() == expected_rows.tolist()
+    every = replace(batch, out_rows=np.arange(27))
+    assert engine.forward_greedy(every, pool).tolist() == engine.forward_tokens(every, pool).argmax(axis=1).tolist()
+
+
+def test_ranking_finds_the_highest_tiles() -> None:
+    tops = np.random.default_rng(0).standard_normal(700).astype(np.float32)
+    ranked, candidates = np.zeros(CANDIDATES, np.float32), np.zeros(CANDIDATES, np.int64)
+    for part in (tops, tops[::-1].copy(), np.sort(tops), tops[:10]):
+        _rank(part, ranked, candidates)
+        count = min(len(part), CANDIDATES)
+        assert candidates[:count].tolist() == np.argsort(-part, kind="stable")[:count].tolist()
+
+
 def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path) -> None:
     source = write(tmp_path, shape(num_attention_heads=6, num_key_value_heads=2))
     engines = [CpuEngine(source, threads=threads) for threads in (1, 2, 3, 5)]
@@ -237,9 +266,9 @@ def test_pages_return_when_caches_go(engine: CpuEngine) -> None:
     assert sum(owners > 0 for owners in engine._pool.owners) == before
 
 
-def test_weights_take_no_more_than_the_file(engine: CpuEngine, tmp_path: Path) -> None:
+def test_weights_take_little_more_than_the_file(engine: CpuEngine, tmp_path: Path) -> None:
     source = write(tmp_path, shape())
-    assert CpuEngine(source, threads=1).nbytes <= 1.05 * (tmp_path / "m.gguf").stat().st_size
+    assert CpuEngine(source, threads=1).nbytes <= 1.2 * (tmp_path / "m.gguf").stat().st_size
 
 
 def test_damage_and_odd_shapes_are_named(tmp_path: Path) -> None:

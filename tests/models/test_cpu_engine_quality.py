@@ -9,6 +9,7 @@ from tests.models.default_model import default_model
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.decoder import Decoder
 from windlass.models.gguf import GGUFSource
+from windlass.models.token_batch import TokenBatch
 from windlass.models.tokenizer import tokenizer_from_gguf
 
 PROSE = """
@@ -44,3 +45,19 @@ def test_the_default_model_keeps_its_predictions() -> None:
     assert divergence <= 0.006
     assert agreement >= 0.94
     assert loss - reference_loss <= 0.01
+
+
+@pytest.mark.models
+def test_a_guessed_head_finds_the_same_tokens() -> None:
+    source = GGUFSource(default_model())
+    tokens = np.array(tokenizer_from_gguf(source.metadata, str(source.path)).encode(PROSE.strip()))
+    engine = CpuEngine(source)
+    pool, pages = engine.new_pool(), -(-len(tokens) // 16)
+    batch = TokenBatch.contiguous([tokens], [pool.take_many(pages)], [0], 16, wanted="every")
+    assert np.array_equal(engine.forward_greedy(batch, pool), engine.forward_tokens(batch, pool).argmax(axis=1))
+    cache, stepped = engine.cache(), engine.cache()
+    chosen = engine.likeliest(tokens[:50], cache)
+    logits = engine.prefill(tokens[:50], stepped)
+    for _ in range(40):
+        assert chosen == logits.argmax()
+        chosen, logits = engine.likeliest(np.array([chosen]), cache), engine.step(chosen, stepped)

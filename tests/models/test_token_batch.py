@@ -218,6 +218,7 @@ def test_the_ordinary_case_is_what_it_says(sequences: list[tuple[int, int]], pag
         ("context_starts", [0, 15], "runs end holds 17"),
         ("context_offsets", [0, 1], "context_offsets do not divide 2 runs"),
         ("out_rows", [2], "out_rows holds 2"),
+        ("out_rows", [0, 1, 1], "asks for logits 3 times"),
         ("rows", [0], "rows is int64"),
     ],
 )

@@ -196,25 +196,79 @@ def _fetch_rows(data: Any, at: int, elements: int) -> None:
 
 @compiled
 def attend(
-    q: Any, q_at: int, heads: int, size: int, data: Any, key_at: int, value_at: int, page_elements: int, pages: Any,
-    starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int, scores: Any, out: Any,
-    out_at: int,
+    q: Any, q_at: int, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
+    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
+    scores: Any, out: Any, out_at: int,
 ) -> None:  # fmt: skip
-    """Attention of the query heads of one key head over slots `begin` to `end` of a context, at most 256.
+    """Attention of neighbouring key heads' groups of query heads over slots `begin` to `end` of a context, at most 256.
 
-    Three heads share each key and value that is read; missing ones repeat the last. Memory of the next runs is asked
-    for while one is worked on, since the processor cannot guess where the next page is.
+    The key heads of a run lie side by side, so memory is read in long pieces; three query heads share each key and
+    value that is read, missing ones repeat the last. Memory of the next runs is asked for while one is worked on,
+    since the processor cannot guess where the next page is.
 
     Args:
-        q: float32 queries `[heads, size]` from `q_at`, times log2(e) / sqrt(size).
-        data: uint16, the pool, flat; keys of this layer and head are `key_at` behind a page's beginning.
+        q: float32 queries `[key_heads, group, size]` from `q_at`, times log2(e) / sqrt(size).
+        data: uint16, the pool, flat; keys of the first head are `key_at` behind a page's beginning, of the next
+            `head_stride` further.
         pages, starts, begins, lengths: the runs of all contexts; `begins` counts slots from the context's start.
         low, high: the runs of this context.
-        scores: float32 scratch, `heads * (CHUNK + 16)`.
-        out: float32: sums of weighted values `[heads, size]` from `out_at`, then for each head the largest score and
-            the sum of weights.
+        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
+        out: float32 from `out_at`, for each key head: sums of weighted values `[group, size]`, then for each query
+            head the largest score and the sum of weights.
     """
-    room = CHUNK + 16
+    room, unit = CHUNK + 16, group * (size + 2)
+    first, stop = _runs_between(begins, low, high, begin, end)
+    for run in range(first, stop):
+        skip = max(begin - begins[run], 0)
+        rows = min(end - begins[run], lengths[run]) - skip
+        base = pages[run] * page_elements + (starts[run] + skip) * size
+        coming = run + RUNS_AHEAD
+        ahead = value_at if coming >= stop else key_at
+        if coming >= stop:
+            coming = min(coming - stop + first, stop - 1)
+        ahead += pages[coming] * page_elements + starts[coming] * size
+        for head in range(key_heads):
+            keys, coming_keys = base + key_at + head * head_stride, ahead + head * head_stride
+            place = head * group * room + begins[run] + skip - begin
+            for row in range(0, rows, 4):
+                _fetch_rows(data, coming_keys + row * size, 4 * size)
+                k0 = keys + row * size
+                k1, k2 = keys + min(row + 1, rows - 1) * size, keys + min(row + 2, rows - 1) * size
+                k3 = keys + min(row + 3, rows - 1) * size
+                for member in range(0, group, 3):
+                    second, third = min(member + 1, group - 1), min(member + 2, group - 1)
+                    q0 = q_at + head * group * size
+                    _score_rows(
+                        q, q0 + member * size, q0 + second * size, q0 + third * size, size, data, k0, k1, k2, k3,
+                        scores, place + row + member * room, place + row + second * room, place + row + third * room,
+                    )  # fmt: skip
+    for head in range(key_heads):
+        at = out_at + head * unit
+        for i in range(0, group * size, LANES):
+            store_float(out, at + i, zero_float())
+        for member in range(group):
+            _soften(scores, (head * group + member) * room, end - begin, out, at + group * size + 2 * member)
+    for run in range(first, stop):
+        skip = max(begin - begins[run], 0)
+        rows = min(end - begins[run], lengths[run]) - skip
+        base = pages[run] * page_elements + (starts[run] + skip) * size
+        coming = min(run + RUNS_AHEAD, high - 1)
+        ahead = pages[coming] * page_elements + starts[coming] * size + (value_at if coming < stop else key_at)
+        for head in range(key_heads):
+            values = base + value_at + head * head_stride
+            place, at = head * group * room + begins[run] + skip - begin, out_at + head * unit
+            _fetch_rows(data, ahead + head * head_stride, rows * size)
+            for member in range(0, group, 3):
+                second, third = min(member + 1, group - 1), min(member + 2, group - 1)
+                _blend_rows(
+                    scores, place + member * room, place + second * room, place + third * room, rows, size, data,
+                    values, out, at + member * size, at + second * size, at + third * size,
+                )  # fmt: skip
+
+
+@inlined
+def _runs_between(begins: Any, low: int, high: int, begin: int, end: int) -> tuple[int, int]:
+    """The runs that hold slots `begin` to `end` of the context whose runs are `low` to `high`."""
     first, last = low, high
     while last - first > 1:
         middle = (first + last) // 2
@@ -225,57 +279,18 @@ def attend(
     stop = first + 1
     while stop < high and begins[stop] < end:
         stop += 1
-    for run in range(first, stop):
-        skip = max(begin - begins[run], 0)
-        rows = min(end - begins[run], lengths[run]) - skip
-        base = pages[run] * page_elements + key_at + (starts[run] + skip) * size
-        place = begins[run] + skip - begin
-        coming = run + RUNS_AHEAD
-        ahead = key_at
-        if coming >= stop:
-            coming = min(coming - stop + first, stop - 1)
-            ahead = value_at
-        ahead += pages[coming] * page_elements + starts[coming] * size
-        for row in range(0, rows, 4):
-            _fetch_rows(data, ahead + row * size, 4 * size)
-            k0 = base + row * size
-            k1, k2 = base + min(row + 1, rows - 1) * size, base + min(row + 2, rows - 1) * size
-            k3 = base + min(row + 3, rows - 1) * size
-            for head in range(0, heads, 3):
-                h1, h2 = min(head + 1, heads - 1), min(head + 2, heads - 1)
-                _score_rows(
-                    q, q_at + head * size, q_at + h1 * size, q_at + h2 * size, size, data, k0, k1, k2, k3, scores,
-                    head * room + place + row, h1 * room + place + row, h2 * room + place + row,
-                )  # fmt: skip
-    for head in range(heads):
-        _soften(scores, head * room, end - begin, out, out_at + heads * size + 2 * head)
-    for i in range(0, heads * size, LANES):
-        store_float(out, out_at + i, zero_float())
-    for run in range(first, stop):
-        skip = max(begin - begins[run], 0)
-        rows = min(end - begins[run], lengths[run]) - skip
-        base = pages[run] * page_elements + value_at + (starts[run] + skip) * size
-        place = begins[run] + skip - begin
-        coming = min(run + RUNS_AHEAD, high - 1)
-        ahead = pages[coming] * page_elements + starts[coming] * size + (value_at if coming < stop else key_at)
-        _fetch_rows(data, ahead, rows * size)
-        for head in range(0, heads, 3):
-            h1, h2 = min(head + 1, heads - 1), min(head + 2, heads - 1)
-            _blend_rows(
-                scores, head * room + place, h1 * room + place, h2 * room + place, rows, size, data, base, out,
-                out_at + head * size, out_at + h1 * size, out_at + h2 * size,
-            )  # fmt: skip
+    return first, stop
 
 
 @inlined
-def merge(sums: Any, at: int, more: Any, more_at: int, heads: int, size: int) -> None:
-    """Take what `attend` wrote for the next chunk of a context into what it wrote for those before."""
-    for head in range(heads):
-        top_at, more_top_at = at + heads * size + 2 * head, more_at + heads * size + 2 * head
+def merge(sums: Any, at: int, more: Any, more_at: int, group: int, size: int) -> None:
+    """Take what `attend` wrote for a key head and the next chunk of a context into what it wrote for those before."""
+    for member in range(group):
+        top_at, more_top_at = at + group * size + 2 * member, more_at + group * size + 2 * member
         top = max(sums[top_at], more[more_top_at])
         keep = exp2_float(splat(np.float32(sums[top_at] - top)))
         take = exp2_float(splat(np.float32(more[more_top_at] - top)))
-        for i in range(head * size, (head + 1) * size, LANES):
+        for i in range(member * size, (member + 1) * size, LANES):
             kept = mul_float(load_float(sums, at + i), keep)
             store_float(sums, at + i, fma(load_float(more, more_at + i), take, kept))
         total = max_lanes(keep) * sums[top_at + 1]
@@ -284,11 +299,11 @@ def merge(sums: Any, at: int, more: Any, more_at: int, heads: int, size: int) ->
 
 
 @inlined
-def finish(sums: Any, at: int, heads: int, size: int, out: Any, out_at: int) -> None:
-    """Divide weighted sums by the sum of weights: the attention of each head into `out [heads, size]`."""
-    for head in range(heads):
-        share = splat(np.float32(1) / sums[at + heads * size + 2 * head + 1])
-        for i in range(head * size, (head + 1) * size, LANES):
+def finish(sums: Any, at: int, group: int, size: int, out: Any, out_at: int) -> None:
+    """Divide weighted sums by the sum of weights: the attention of a key head's group into `out [group, size]`."""
+    for member in range(group):
+        share = splat(np.float32(1) / sums[at + group * size + 2 * member + 1])
+        for i in range(member * size, (member + 1) * size, LANES):
             store_float(out, out_at + i, mul_float(load_float(sums, at + i), share))
 
 
@@ -304,7 +319,27 @@ _INT = types.int64
 ATTEND = Compiled(
     attend,
     types.void(
-        _F32, _INT, _INT, _INT, _U16, _INT, _INT, _INT, _I64, _I64, _I64, _I64, _INT, _INT, _INT, _INT, _F32, _F32, _INT
+        _F32,
+        _INT,
+        _INT,
+        _INT,
+        _INT,
+        _U16,
+        _INT,
+        _INT,
+        _INT,
+        _INT,
+        _I64,
+        _I64,
+        _I64,
+        _I64,
+        _INT,
+        _INT,
+        _INT,
+        _INT,
+        _F32,
+        _F32,
+        _INT,
     ),
 )
 call_attend = caller(ATTEND.signature)

@@ -26,6 +26,8 @@ from windlass.kernels.simd import (
     abs_float,
     add_float,
     broadcast4,
+    copy_half,
+    copy_word,
     dot_nibbles,
     dot_signed,
     fma,
@@ -45,6 +47,7 @@ from windlass.kernels.simd import (
     splat,
     store_codes,
     store_float,
+    store_one_half,
     sum_lanes,
     to_float,
     zero_float,
@@ -67,18 +70,48 @@ def packed_bytes(kind: int, rows: int, columns: int) -> int:
 
 
 @compiled
-def pack_nibbles(raw: Any, rows: int, blocks: int, block_bytes: int, head: int, out: Any, at: int) -> None:
-    """Move rows of Q4_0 or Q4_1 blocks (`head` bytes of halves, 16 of codes) into tiles from byte `at` of `out`."""
-    for row in range(rows):
-        tile, lane = row // 16, row % 16
+def pack_blocks(raw: Any, rows: int, blocks: int, block_bytes: int, head: int, out: Any, at: int) -> int:
+    """Move rows of Q4_0, Q4_1 or Q8_0 blocks (`head` bytes of halves, then codes) into tiles from byte `at` of `out`.
+
+    Returns:
+        How many of the halves are NaN or infinite.
+    """
+    words, bad = (block_bytes - head) // 4, 0
+    size = 64 * words + 16 * head
+    for tile in range((rows + 15) // 16):
         for block in range(blocks):
-            source = (row * blocks + block) * block_bytes
-            target = at + (tile * blocks + block) * (256 + 16 * head)
-            for byte in range(16):
-                out[target + 64 * (byte // 4) + 4 * lane + byte % 4] = raw[source + head + byte]
-            for half in range(head // 2):
-                for byte in range(2):
-                    out[target + 256 + 32 * half + 2 * lane + byte] = raw[source + 2 * half + byte]
+            target = at + (tile * blocks + block) * size
+            for lane in range(min(16, rows - 16 * tile)):
+                source = ((16 * tile + lane) * blocks + block) * block_bytes
+                for word in range(words):
+                    copy_word(raw, source + head + 4 * word, out, target + 64 * word + 4 * lane)
+                for half in range(head // 2):
+                    bad += copy_half(raw, source + 2 * half, out, target + 64 * words + 32 * half + 2 * lane)
+    return bad
+
+
+@compiled
+def coarsen(arena: Any, at: int, tiles: int, blocks: int, out: Any, out_at: int) -> None:
+    """Round w8 tiles to w4, one scale for each row and 32 inputs: a first guess at half the bytes."""
+    for tile in range(tiles):
+        for block in range(blocks):
+            source, target = at + (tile * blocks + block) * 544, out_at + (tile * blocks + block) * 288
+            for lane in range(16):
+                # The extreme gets code 0, which stands for -8: sixteen steps with none wasted.
+                extreme = 0
+                for i in range(32):
+                    code = int(np.int8(arena[source + 64 * (i // 4) + 4 * lane + i % 4]))
+                    if abs(code) > abs(extreme):
+                        extreme = code
+                step = extreme / -8.0
+                inverse = 1.0 / step if extreme != 0 else 0.0
+                for i in range(16):
+                    place = 64 * (i // 4) + 4 * lane + i % 4
+                    low = int(np.int8(arena[source + place])) * inverse
+                    high = int(np.int8(arena[source + 256 + place])) * inverse
+                    out[target + place] = min(int(low + 8.5), 15) | (min(int(high + 8.5), 15) << 4)
+                scale = half_to_float(arena[source + 512 + 2 * lane], arena[source + 513 + 2 * lane])
+                store_one_half(out, target + 256 + 2 * lane, np.float32(scale * step))
 
 
 @compiled

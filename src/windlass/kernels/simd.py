@@ -236,7 +236,6 @@ def zero_sums(typing: Any) -> Any:
 
 
 swap_pairs = _pure(Floats, 1, lambda builder, value: _picked(builder, value, value, [i ^ 1 for i in range(LANES)]))
-"""Every two neighbours exchanged."""
 
 
 @intrinsic
@@ -274,6 +273,18 @@ def store_half(typing: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, Floats), codegen
+
+
+@intrinsic
+def store_one_half(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write a float32, rounded to half precision, to two bytes of a uint8 array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _address(context, builder, signature.args[0], arguments[0], arguments[1], _HALF)
+        builder.store(builder.fptrunc(arguments[2], _HALF), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), codegen
 
 
 def _tree(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
@@ -360,7 +371,7 @@ exp_float = _pure(Floats, 1, _exp)
 
 
 def _exp2(builder: Any, x: Any) -> Any:
-    """2^x by 2^n times a polynomial on [-1/2, 1/2] fitted for the smallest relative error, 3e-7."""
+    """2^x for x <= 0 (below -126, its value there): 2^n times a polynomial on [-1/2, 1/2], relative error 3e-7."""
     x = builder.select(builder.fcmp_ordered(">", x, _constant(_FLOATS, -126.0)), x, _constant(_FLOATS, -126.0))
     n = _call(builder, f"llvm.rint.v{LANES}f32", _FLOATS, [x])
     r = builder.fsub(x, n)
@@ -506,6 +517,33 @@ def atomic_load(typing: Any, array: Any, index: Any) -> Any:
         return builder.load_atomic(pointer, "acquire", 8)
 
     return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def copy_word(typing: Any, source: Any, source_at: Any, target: Any, target_at: Any) -> Any:
+    """Copy four bytes from one uint8 array to another; any alignment."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_type, _, target_type, _ = signature.args
+        word = builder.load(_address(context, builder, source_type, arguments[0], arguments[1], _I32), align=1)
+        builder.store(word, _address(context, builder, target_type, arguments[2], arguments[3], _I32), align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), codegen
+
+
+@intrinsic
+def copy_half(typing: Any, source: Any, source_at: Any, target: Any, target_at: Any) -> Any:
+    """Copy the two bytes of a half-precision number; whether it is NaN or infinite, as 0 or 1."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_type, _, target_type, _ = signature.args
+        half = builder.load(_address(context, builder, source_type, arguments[0], arguments[1], _I16), align=1)
+        builder.store(half, _address(context, builder, target_type, arguments[2], arguments[3], _I16), align=1)
+        exponent = ir.Constant(_I16, 0x7C00)
+        return builder.zext(builder.icmp_unsigned("==", builder.and_(half, exponent), exponent), _I64)
+
+    return types.int64(source, types.intp, target, types.intp), codegen
 
 
 @intrinsic

@@ -7,7 +7,6 @@ bits once more when loaded (Q5_1, Q5_K, Q6_K, and plain numbers).
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.core.errors import ModelError, UsageError
-from windlass.kernels import cpu_gemm
+from windlass.core.tasks import usable_cores
 from windlass.kernels.cpu_attention import CHUNK
-from windlass.models import cpu_step
-from windlass.models.block_formats import BY_NAME, Floats
+from windlass.models import cpu_step, cpu_tables
+from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
+from windlass.models.cpu_packing import pack
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
 from windlass.models.token_batch import TokenBatch, Wanted
@@ -30,7 +30,6 @@ PREFILL_CHUNK = 256
 """Tokens of a prompt computed together."""
 MOST_THREADS = 8
 """More threads than memory channels only wait for each other."""
-LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
 class CpuEngine:
@@ -56,18 +55,17 @@ class CpuEngine:
             raise ModelError(f"{source.path}: the compiled engine cannot run this model: {reason}")
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1")
-        self.threads = threads or min(_usable_cores(), MOST_THREADS)
-        packed = _Packer(source)
-        self._arena, self._floats, self._plan, self._extras = packed.run()
+        self.threads = threads or min(usable_cores(), MOST_THREADS)
+        self.packed = pack(source, self.threads)
         self._frequencies, self._magnitude = rotary_frequencies(self.config, source)
         self._cosine = self._sine = np.zeros(0, np.float32)
-        self._sizes = self._describe(packed.final_norm)
+        self._sizes = self._describe(self.packed.final_norm)
         self._pool = self.new_pool()
-        self._scratch: cpu_step.Scratch | None = None
+        self._scratch: cpu_tables.Scratch | None = None
         self._scratch_for = (0, 0)
         self._calls = cpu_step.kernel_addresses()
         self._barrier = np.zeros(16, np.int64)
-        self._crew = _Crew(self.threads)
+        self._crew, self._free_cores = _Crew(self.threads), _FreeCores(self.threads)
         self._lock = threading.Lock()
 
     @classmethod
@@ -78,7 +76,7 @@ class CpuEngine:
     @property
     def nbytes(self) -> int:
         """Bytes of weights in memory; about the bytes of the file."""
-        return self._arena.nbytes + self._floats.nbytes
+        return self.packed.arena.nbytes + self.packed.floats.nbytes
 
     def cache(self) -> SequenceCache:
         """An empty sequence."""
@@ -89,14 +87,28 @@ class CpuEngine:
         for start in range(0, len(checked), PREFILL_CHUNK):
             part = checked[start : start + PREFILL_CHUNK]
             last = start + len(part) == len(checked)
-            logits = self._append([part], [cache], wanted="last" if last else "none")
+            logits, _ = self._append([part], [cache], wanted="last" if last else "none")
         last_logits: Floats = logits[0]
         return last_logits
 
     def step(self, token: int, cache: SequenceCache) -> Floats:
         checked = check_tokens(np.array([token]), self.config, cache.length)
-        logits: Floats = self._append([checked], [cache])[0]
-        return logits
+        logits, _ = self._append([checked], [cache])
+        only: Floats = logits[0]
+        return only
+
+    def likeliest(self, tokens: Tokens, cache: SequenceCache) -> int:
+        """Append `tokens` (at least one) to the sequence; the id that `argmax` of the logits after the last would find.
+
+        Most rows of an 8-bit head are read in 4 bits only: the 64 best tiles of 16 rows of that guess are computed
+        exactly, and the best of them wins.
+        """
+        checked = check_tokens(tokens, self.config, cache.length)
+        for start in range(0, len(checked), PREFILL_CHUNK):
+            part = checked[start : start + PREFILL_CHUNK]
+            last = start + len(part) == len(checked)
+            _, chosen = self._append([part], [cache], wanted="last" if last else "none", greedy=True)
+        return int(chosen[0])
 
     def step_batch(self, tokens: Tokens, caches: list[SequenceCache]) -> Floats:
         """Append one token to each of several sequences; float32 `[len(caches), vocab]` logits after them.
@@ -107,7 +119,7 @@ class CpuEngine:
             raise UsageError(f"{len(tokens)} tokens for {len(caches)} sequences: each needs exactly one")
         for token, cache in zip(tokens, caches, strict=True):
             check_tokens(np.array([token]), self.config, cache.length)
-        return self._append([np.array([token]) for token in tokens], caches)
+        return self._append([np.array([token]) for token in tokens], caches)[0]
 
     def forward_tokens(self, batch: TokenBatch, pool: PagePool) -> Floats:
         """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
@@ -123,15 +135,19 @@ class CpuEngine:
         Raises:
             UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
         """
-        self._require_shape(pool)
-        batch.require_valid(
-            pages=pool.count,
-            page_tokens=pool.page_tokens,
-            vocab_size=self.config.vocab_size,
-            max_position=self.config.max_position,
-        )
         with self._lock:
-            return self._compute(batch, pool)
+            self._require_valid(batch, pool)
+            return self._compute(batch, pool, greedy=False)[0]
+
+    def forward_greedy(self, batch: TokenBatch, pool: PagePool) -> NDArray[np.int64]:
+        """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
+
+        Raises:
+            UsageError: as `forward_tokens`.
+        """
+        with self._lock:
+            self._require_valid(batch, pool)
+            return self._compute(batch, pool, greedy=True)[1]
 
     def new_pool(self, *, pages: int | None = None, page_tokens: int = PAGE_TOKENS) -> PagePool:
         """A pool of this model's shape; with a budget of `pages`, or growing as needed."""
@@ -141,52 +157,69 @@ class CpuEngine:
     def logits(self, tokens: Tokens) -> Floats:
         cache, checked = self.cache(), check_tokens(tokens, self.config, 0)
         parts = [checked[start : start + PREFILL_CHUNK] for start in range(0, len(checked), PREFILL_CHUNK)]
-        return np.concatenate([self._append([part], [cache], wanted="every") for part in parts])
+        return np.concatenate([self._append([part], [cache], wanted="every")[0] for part in parts])
 
     def close(self) -> None:
         """End the worker threads; the engine then runs on the calling thread alone."""
         self._crew.close()
-        self.threads = 1
+        self.threads, self._free_cores = 1, _FreeCores(1)
 
-    def _append(self, tokens: list[Tokens], caches: list[SequenceCache], *, wanted: Wanted = "last") -> Floats:
-        """Append new tokens to each sequence; logits after those that are wanted."""
+    def _append(
+        self, tokens: list[Tokens], caches: list[SequenceCache], *, wanted: Wanted = "last", greedy: bool = False
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        """Append new tokens to each sequence; logits after those that are wanted, or only the likeliest ids."""
         with self._lock:
             ends = [cache.length + len(part) for cache, part in zip(caches, tokens, strict=True)]
             for cache, end in zip(caches, ends, strict=True):
                 cache.reserve(end)
             pages, lengths = [cache.pages for cache in caches], [cache.length for cache in caches]
             batch = TokenBatch.contiguous(tokens, pages, lengths, self._pool.page_tokens, wanted=wanted)
-            logits = self._compute(batch, self._pool)
+            found = self._compute(batch, self._pool, greedy=greedy)
             for cache, end in zip(caches, ends, strict=True):
                 cache.length = end
-            return logits
+            return found
 
-    def _compute(self, batch: TokenBatch, pool: PagePool) -> Floats:
+    def _compute(self, batch: TokenBatch, pool: PagePool, *, greedy: bool) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
-        self._sizes[cpu_step.PAGE_TOKENS] = pool.page_tokens
-        threads = 1 if _crowded(self.threads) else self.threads
-        logits = np.empty((len(batch.out_rows), self.config.vocab_size), np.float32)
+        self._sizes[cpu_tables.PAGE_TOKENS] = pool.page_tokens
+        threads = self._free_cores.threads()
+        wanted, guess = len(batch.out_rows), greedy and self.packed.has_coarse_head
+        logits = np.empty((0 if guess else wanted, self.config.vocab_size), np.float32)
+        best, chosen = np.zeros(threads * wanted, np.float32), np.zeros(threads * wanted, np.int64)
         before = np.concatenate((np.zeros(1, np.int64), np.cumsum(batch.context_lengths)))
         begins = before[:-1] - np.repeat(before[batch.context_offsets[:-1]], np.diff(batch.context_offsets))
-        step = cpu_step.Batch(
+        step = cpu_tables.Batch(
             batch.ids, batch.positions, batch.rows, batch.slots, batch.visible, batch.context_pages,
             batch.context_starts, begins, batch.context_lengths, batch.context_offsets, batch.out_rows,
         )  # fmt: skip
         shared = (self._barrier, self._weights(), step, pool.data.reshape(-1), self._room_for(tokens, seen))
-        self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared, logits.reshape(-1)))
-        return logits
+        out = (logits.reshape(-1), best, chosen)
+        self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared, *out))
+        if not greedy:
+            return logits, chosen
+        if not guess:
+            return logits, logits.argmax(axis=1)
+        # Of the threads that found the highest logit, the one with the lowest id; as `argmax` breaks ties.
+        by_thread, ids = best.reshape(threads, wanted), chosen.reshape(threads, wanted)
+        return logits, np.where(by_thread == by_thread.max(axis=0), ids, self.config.vocab_size).min(axis=0)
 
-    def _require_shape(self, pool: PagePool) -> None:
+    def _require_valid(self, batch: TokenBatch, pool: PagePool) -> None:
         config = self.config
         expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
         if pool.shape != expected:
             raise UsageError(f"the pool's pages have shape {pool.shape}, this model needs {expected}")
+        batch.require_valid(
+            pages=pool.count,
+            page_tokens=pool.page_tokens,
+            vocab_size=config.vocab_size,
+            max_position=config.max_position,
+        )
 
-    def _weights(self) -> cpu_step.Weights:
-        return cpu_step.Weights(
-            self._arena, self._floats, self._plan, self._extras, self._sizes, self.config.norm_eps,
-            self._cosine, self._sine, self._calls,
+    def _weights(self) -> cpu_tables.Weights:
+        return cpu_tables.Weights(
+            self.packed.arena, self.packed.floats, self.packed.plan, self.packed.extras, self._sizes,
+            self.config.norm_eps, self._cosine, self._sine, self._calls,
         )  # fmt: skip
 
     def _describe(self, final_norm: int) -> NDArray[np.int64]:
@@ -209,7 +242,7 @@ class CpuEngine:
             self._cosine = np.concatenate((cosine, cosine), axis=1)[:, order].astype(np.float32).reshape(-1)
             self._sine = np.concatenate((-sine, sine), axis=1)[:, order].astype(np.float32).reshape(-1)
 
-    def _room_for(self, tokens: int, length: int) -> cpu_step.Scratch:
+    def _room_for(self, tokens: int, length: int) -> cpu_tables.Scratch:
         have_tokens, have_length = self._scratch_for
         if self._scratch is None or tokens > have_tokens or length > have_length:
             tokens = max(tokens, have_tokens, 1)
@@ -217,19 +250,19 @@ class CpuEngine:
             self._scratch, self._scratch_for = self._make_scratch(tokens, length), (tokens, length)
         return self._scratch
 
-    def _make_scratch(self, tokens: int, length: int) -> cpu_step.Scratch:
+    def _make_scratch(self, tokens: int, length: int) -> cpu_tables.Scratch:
         config, threads = self.config, self.threads
-        blocks = int(self._sizes[cpu_step.LARGEST_BLOCKS]) * max(tokens, threads)
+        blocks = int(self._sizes[cpu_tables.LARGEST_BLOCKS]) * max(tokens, threads)
         group = config.n_heads // config.n_kv_heads
         unit = group * (config.head_dim + 2)
         mixed = config.n_heads * config.head_dim
         widest = max(config.hidden_size, mixed)
-        sums = 16 * cpu_step.TOKEN_GROUP
+        sums = 16 * cpu_tables.TOKEN_GROUP
 
         def floats(*shape: int) -> Floats:
             return np.zeros(shape, np.float32)
 
-        return cpu_step.Scratch(
+        return cpu_tables.Scratch(
             x=floats(tokens * config.hidden_size),
             qkv=floats(tokens * (mixed + 2 * config.n_kv_heads * config.head_dim)),
             mixed=floats(tokens * mixed),
@@ -237,124 +270,20 @@ class CpuEngine:
             xq=np.zeros(32 * blocks, np.int8),
             dx=floats(blocks),
             xsum=floats(blocks),
+            parts=floats(min(tokens, cpu_tables.FEW) * config.n_kv_heads * (length // CHUNK + 1) * unit),
+            queries=floats(tokens, mixed),
+            states=floats(tokens, config.n_kv_heads * unit),
             normed=floats(threads, widest),
             sums=floats(threads, sums),
             more=floats(threads, sums),
-            scores=floats(threads, group * (CHUNK + 16)),
-            queries=floats(threads, group * config.head_dim),
+            scores=floats(threads, config.n_heads * (CHUNK + 16)),
+            own_queries=floats(threads, mixed),
             twice=floats(threads, 2 * config.head_dim),
-            parts=floats(config.n_kv_heads * (length // CHUNK + 1) * unit),
-            pair=floats(threads, 2 * unit),
+            pair=floats(threads, config.n_kv_heads * unit),
+            tops=floats(tokens * -(-config.vocab_size // 16) if self.packed.has_coarse_head else 0),
+            ranked=floats(threads, cpu_tables.CANDIDATES),
+            candidates=np.zeros((threads, cpu_tables.CANDIDATES), np.int64),
         )
-
-
-class _Packer:
-    """Lays all matrices of a source into one arena of tiles, and all norms and biases into one float array."""
-
-    def __init__(self, source: WeightSource) -> None:
-        self.source, self.config = source, source.config
-        self.names = set(source.names())
-        self.floats: list[Floats] = []
-        self.n_floats = self.used = self.final_norm = 0
-        self.arena = np.empty(0, np.uint8)
-
-    def run(self) -> tuple[NDArray[np.uint8], Floats, NDArray[np.int64], NDArray[np.int64]]:
-        config = self.config
-        hidden, inner, size = config.hidden_size, config.intermediate_size, config.head_dim
-        query, key = config.n_heads * size, config.n_kv_heads * size
-        rows = (query, key, key, hidden, inner, inner, hidden)
-        columns = (hidden, hidden, hidden, query, hidden, hidden, inner)
-        plan = np.full((config.n_layers + 1, len(rows), 5), -1, np.int64)
-        extras = np.full((config.n_layers, 5), -1, np.int64)
-        jobs = [
-            (plan[layer, slot], f"blk.{layer}.{name}", (rows[slot], columns[slot]))
-            for layer in range(config.n_layers)
-            for slot, name in enumerate(LAYER_MATRICES)
-        ]
-        last = plan[config.n_layers]
-        jobs.append((last[cpu_step.EMBEDDING], "token_embd", (config.vocab_size, hidden)))
-        if not config.tie_embeddings:
-            jobs.append((last[cpu_step.HEAD], "output", (config.vocab_size, hidden)))
-        kinds = [self._kind(name + ".weight", shape) for _, name, shape in jobs]
-        total = sum(cpu_gemm.packed_bytes(kind, *shape) for kind, (_, _, shape) in zip(kinds, jobs, strict=True))
-        self.arena = np.zeros(total, np.uint8)
-        for kind, (entry, name, shape) in zip(kinds, jobs, strict=True):
-            self._pack(entry, name, shape, kind)
-        if config.tie_embeddings:
-            last[cpu_step.HEAD] = last[cpu_step.EMBEDDING]
-        for layer in range(config.n_layers):
-            self._note_norms(extras[layer], layer)
-        self.final_norm = self._note("output_norm.weight", hidden)
-        return self.arena, np.concatenate(self.floats), plan, extras
-
-    def _kind(self, name: str, shape: tuple[int, int]) -> int:
-        meta = self.source.meta(name)
-        if meta.shape != shape:
-            raise ModelError(f"{self.source.path}: tensor {name} has shape {meta.shape}, expected {shape}")
-        if meta.format in ("q4_1", "q4_k"):
-            return cpu_gemm.W4M
-        return cpu_gemm.W4 if meta.format == "q4_0" else cpu_gemm.W8
-
-    def _pack(self, entry: NDArray[np.int64], name: str, shape: tuple[int, int], kind: int) -> None:
-        rows, columns = shape
-        bias = self._note(f"{name}.bias", rows) if f"{name}.bias" in self.names else -1
-        entry[:] = (kind, self.used, rows, columns // 32, bias)
-        weight = f"{name}.weight"
-        stored = self.source.meta(weight).format
-        if stored in ("q4_0", "q4_1"):
-            block = BY_NAME[stored]
-            raw = self.source.raw(weight)
-            self._check_halves(raw.reshape(-1, block.nbytes)[:, : block.nbytes - 16], weight)
-            cpu_gemm.pack_nibbles(raw, rows, columns // 32, block.nbytes, block.nbytes - 16, self.arena, self.used)
-        else:
-            self._pack_codes(weight, stored, kind)
-        self.used += cpu_gemm.packed_bytes(kind, rows, columns)
-
-    def _pack_codes(self, name: str, stored: str, kind: int) -> None:
-        quantized = self.source.quantized(name) if stored in ("q8_0", "q5_0", "q4_k") else None
-        if quantized is None:
-            weights = self.source.tensor(name)
-            if not np.isfinite(weights.sum(dtype=np.float64)):
-                raise self._not_finite(name)
-            codes, scales = cpu_gemm.round_to_int8(weights)
-            minimums = scales
-        else:
-            codes = quantized.codes.view(np.uint8)
-            scales = quantized.scales.astype(np.float16).view(np.uint16)
-            zeros = quantized.scales if quantized.zeros is None else quantized.zeros
-            minimums = zeros.astype(np.float16).view(np.uint16)
-            self._check_halves(np.stack((scales, minimums)).view(np.uint8).reshape(1, -1), name)
-        cpu_gemm.pack_codes(np.ascontiguousarray(codes), scales, minimums, kind, self.arena, self.used)
-
-    def _check_halves(self, halves: NDArray[np.uint8], name: str) -> None:
-        if not np.isfinite(np.ascontiguousarray(halves).view(np.float16)).all():
-            raise self._not_finite(name)
-
-    def _not_finite(self, name: str) -> ModelError:
-        return ModelError(
-            f"{self.source.path}: tensor {name} holds NaN or infinite weights",
-            hint="the file is damaged; fetch it again",
-        )
-
-    def _note(self, name: str, size: int) -> int:
-        values = self.source.tensor(name).reshape(-1)
-        if len(values) != size:
-            raise ModelError(f"{self.source.path}: tensor {name} has {len(values)} numbers, expected {size}")
-        if not np.isfinite(values).all():
-            raise self._not_finite(name)
-        at, self.n_floats = self.n_floats, self.n_floats + size
-        self.floats.append(np.array(values, np.float32))
-        return at
-
-    def _note_norms(self, extra: NDArray[np.int64], layer: int) -> None:
-        prefix, config = f"blk.{layer}.", self.config
-        extra[cpu_step.ATTN_NORM] = self._note(prefix + "attn_norm.weight", config.hidden_size)
-        extra[cpu_step.FFN_NORM] = self._note(prefix + "ffn_norm.weight", config.hidden_size)
-        if config.qk_norm == "head":
-            extra[cpu_step.Q_NORM] = self._note(prefix + "attn_q_norm.weight", config.head_dim)
-            extra[cpu_step.K_NORM] = self._note(prefix + "attn_k_norm.weight", config.head_dim)
-        windowed = config.sliding_window is not None and layer >= config.sliding_from
-        extra[cpu_step.WINDOW] = (config.sliding_window or 0) if windowed else 0
 
 
 class _Crew:
@@ -397,19 +326,26 @@ class _Crew:
         self._wakes = []
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+class _FreeCores:
+    """How many threads are worth starting: cores that other programs want are left to them.
+
+    A thread that waits for its turn keeps the others waiting at the next meeting, so two threads on one and a half
+    cores are slower than one. What is running is noisy, so it is averaged over a few steps.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._cores, self._others = threads, max(usable_cores(), threads), 0.0
+
+    def threads(self) -> int:
+        if self._threads > 1:
+            self._others += 0.25 * (_running() - 1 - self._others)
+        return max(1, min(self._threads, self._cores - int(self._others + 0.5)))
 
 
-def _crowded(threads: int) -> bool:
-    """Whether other programs want the cores right now, so that threads would wait for each other's turns."""
-    if threads == 1:
-        return False
+def _running() -> int:
+    """Threads of all programs that run or want to, ours included; 1 where the system does not say."""
     try:
-        with open("/proc/loadavg", encoding="ascii") as file:
-            running = int(file.read().split()[3].split("/")[0])
+        with open("/proc/loadavg", "rb", buffering=0) as file:
+            return int(file.read(64).split()[3].split(b"/")[0])
     except (OSError, ValueError, IndexError):
-        return False
-    return running > _usable_cores()
+        return 1

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import psutil
@@ -22,18 +22,27 @@ from windlass.models.weights import WeightSource, open_weights
 Engine = Literal["auto", "compiled", "numpy", "torch"]
 
 
+@runtime_checkable
+class GreedyModel(Protocol):
+    """A model that finds the likeliest token without computing all logits."""
+
+    def likeliest(self, tokens: NDArray[np.int64], cache: Any) -> int:
+        """Append `tokens` to the sequence in `cache`; the id of the highest logit after the last."""
+        ...
+
+
 @dataclass(frozen=True)
 class Token:
     """One generated token.
 
     `text` is what became readable with it: empty while a character is incomplete or a stop string may be
-    beginning. `finish` is set on the last token only: `stop` (the model ended or a stop string was met) or
-    `length`.
+    beginning. `logprob` is None when nobody asked for it. `finish` is set on the last token only: `stop` (the model
+    ended or a stop string was met) or `length`.
     """
 
     id: int
     text: str
-    logprob: float
+    logprob: float | None
     finish: Literal["stop", "length"] | None = None
 
 
@@ -147,10 +156,12 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     cancel: Callable[[], bool] | None = None,
+    logprobs: bool = True,
 ) -> Iterator[Token]:
     """Continue `tokens` until the model ends, a stop string appears, or `max_tokens` are made.
 
-    Nothing is computed before the first item is taken; arguments are checked at once.
+    Nothing is computed before the first item is taken; arguments are checked at once. Without `logprobs`, a greedy
+    continuation need not compute all logits, and is faster on a model that knows a short cut.
 
     Raises:
         UsageError: the prompt is empty or does not fit the context together with one new token, or an option
@@ -169,7 +180,24 @@ def generate(
             hint="shorten the prompt or use a model with a longer context",
         )
     limit = min(max_tokens, model.config.max_position - len(tokens))
-    return _run(model, tokenizer, list(tokens), limit, sampling, stops, cancel or (lambda: False))
+    pick = _picker(model, sampling, logprobs)
+    return _run(model, tokenizer, list(tokens), limit, pick, stops, cancel or (lambda: False))
+
+
+Picker = Callable[[list[int], Any, int], tuple[int, float | None]]
+"""Appends tokens to a cache and draws the next; the last argument is how many were drawn before."""
+
+
+def _picker(model: TokenModel, sampling: Sampling, logprobs: bool) -> Picker:
+    if sampling.temperature == 0 and not logprobs and isinstance(model, GreedyModel):
+        greedy = model
+        return lambda tokens, cache, made: (greedy.likeliest(np.array(tokens, np.int64), cache), None)
+
+    def pick(tokens: list[int], cache: Any, made: int) -> tuple[int, float | None]:
+        logits = model.step(tokens[0], cache) if made else model.prefill(np.array(tokens, np.int64), cache)
+        return sampling.pick(logits, made)
+
+    return pick
 
 
 def _run(
@@ -177,7 +205,7 @@ def _run(
     tokenizer: Tokenizer,
     tokens: list[int],
     limit: int,
-    sampling: Sampling,
+    pick: Picker,
     stops: StopText,
     cancel: Callable[[], bool],
 ) -> Iterator[Token]:
@@ -186,8 +214,7 @@ def _run(
     for made in range(limit):
         if cancel():
             raise Cancelled("generation was stopped")
-        logits = model.step(tokens[-1], cache) if made else model.prefill(np.array(tokens, np.int64), cache)
-        token, logprob = sampling.pick(logits, made)
+        token, logprob = pick(tokens[-1:] if made else tokens, cache, made)
         tokens.append(token)
         if token in ends:
             yield Token(token, stops.add(text.finish()) + stops.finish(), logprob, "stop")
@@ -297,7 +324,7 @@ class LocalModel:
         return _texts(
             generate(
                 self.decoder, self.tokenizer, prompt, max_tokens=max_tokens, temperature=temperature,
-                top_p=top_p, seed=seed, stop=stop, cancel=cancel,
+                top_p=top_p, seed=seed, stop=stop, cancel=cancel, logprobs=False,
             )
         )  # fmt: skip
 
@@ -320,7 +347,7 @@ class LocalModel:
         return _texts(
             generate(
                 self.decoder, self.tokenizer, self.tokenizer.prompt(prompt), max_tokens=max_tokens,
-                temperature=temperature, top_p=top_p, seed=seed, stop=stop, cancel=cancel,
+                temperature=temperature, top_p=top_p, seed=seed, stop=stop, cancel=cancel, logprobs=False,
             )
         )  # fmt: skip
 

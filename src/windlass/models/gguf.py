@@ -89,6 +89,20 @@ class _Cursor:
         start = self.take(count * dtype.itemsize, what)
         return np.frombuffer(self.file.bytes, dtype, count, start)
 
+    def strings(self, count: int, what: str) -> list[str]:
+        """What `count` calls of `string` would read; vocabularies hold so many that a call each takes half a second."""
+        data, at, end, unpack = self.file.bytes, self.at, self.file.size, struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(count):
+            length = unpack(data, at)[0] if end - at >= 8 else end
+            if length > end - at - 8:
+                self.at = at
+                found.append(self.string(what))  # says what is wrong
+            found.append(str(data[at + 8 : at + 8 + length], "utf-8", "replace"))
+            at += 8 + length
+        self.at = at
+        return found
+
     def array(self, what: str, depth: int) -> Any:
         kind, count = self.number("I", what), self.number("Q", what)
         if kind in SCALARS:
@@ -98,6 +112,8 @@ class _Cursor:
         self.budget -= count
         if count > (self.file.size - self.at) // 8 or self.budget < 0:
             raise self.fail(f"{what} claims {count} entries")
+        if kind == STRING:
+            return self.strings(count, what)
         return [self.value(kind, what, depth + 1) for _ in range(count)]
 
 
@@ -155,6 +171,10 @@ class GGUFSource:
         """The tensor's bytes as they lie in the file, uint8, not copied."""
         meta = self._readable(name)
         return self.file.slice(meta.offset, meta.nbytes, f"tensor {name}")
+
+    def release(self) -> None:
+        """Stop counting pages that were read as this process's memory; the next read maps them again."""
+        self.file.release()
 
     def _readable(self, name: str) -> TensorMeta:
         meta = self.meta(name)

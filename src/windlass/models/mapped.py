@@ -6,7 +6,7 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -62,6 +62,20 @@ class MappedFile:
         if self._map.size() < self.size:
             raise ModelError(f"{self.path} was cut while it was in use", hint="load the model again")
         return np.frombuffer(self.bytes, np.uint8, nbytes, offset)
+
+    def release(self) -> None:
+        """Stop counting pages that were read as this process's memory; the next read maps them again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+@runtime_checkable
+class Releasable(Protocol):
+    """A source whose memory is the map of a file."""
+
+    def release(self) -> None:
+        """Stop counting pages that were read as this process's memory; the next read maps them again."""
+        ...
 
 
 def sample_digest(files: list[MappedFile]) -> str:

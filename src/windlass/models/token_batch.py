@@ -128,6 +128,8 @@ class TokenBatch:
         _require_range("context_lengths", lengths, 1, page_tokens + 1)
         _require_range("runs end", self.context_starts + lengths, 1, page_tokens + 1)
         _require_range("out_rows", self.out_rows, 0, tokens)
+        if len(self.out_rows) > tokens:
+            raise UsageError(f"out_rows asks for logits {len(self.out_rows)} times, the batch has {tokens} tokens")
         if len(np.unique(self.slots)) != tokens:
             raise UsageError("two tokens of one batch are written to the same slot")
         before = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))

@@ -87,17 +87,19 @@ def warmup(
 ) -> None:
     """Compile the model's kernels for this machine, once; later loads take them from the cache.
 
-    `windlass up` does this by itself, beside the page.
+    Kernels that earlier versions left behind are removed. `windlass up` does this by itself, beside the page.
 
     Example: windlass models warmup
     """
     import os
     import time
 
+    from windlass.app import terminal
     from windlass.core.settings import Settings
     from windlass.models import store
     from windlass.models.encoder import BertEncoder, is_encoder
     from windlass.models.generate import LocalModel
+    from windlass.models.kernel_cache import clear_old_kernels
 
     os.nice(10)  # it usually runs beside something a person is waiting for
     defaults = Settings().models
@@ -110,6 +112,9 @@ def warmup(
             for _ in LocalModel.load(found).chat([{"role": "user", "content": "Hello"}], max_tokens=2):
                 pass
         print(f"{each} is ready ({time.perf_counter() - began:.1f} s)")
+    freed = clear_old_kernels()
+    if freed:
+        print(f"kernels of earlier versions removed: {terminal.size(freed)}")
 
 
 @_models.command()
