@@ -258,7 +258,7 @@ def close_heads(
                 product = dot_row(heads, head * dim, heads[other * dim : (other + 1) * dim], dim)
                 apart = head_squares[head] + head_squares[other] - np.float32(2.0) * product
                 # A row that is a head itself is as near to others as its own head is: rounding must not decide.
-                if rng_factor * apart <= distance * np.float32(1.00001):
+                if rng_factor * apart <= distance * np.float32(1.0001):
                     far = False
                     break
             if far:

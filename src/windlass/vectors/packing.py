@@ -24,8 +24,8 @@ def pack(values: Mapping[str, Any]) -> bytes:
     """The bytes of a mapping from names to arrays (of numbers or bools) and JSON values.
 
     Example:
-        >>> unpack(pack({"a": np.arange(3), "b": {"c": 1}}))["a"].tolist()
-        [0, 1, 2]
+        >>> unpack(pack({"b": {"c": 1}, "a": np.arange(3)}))
+        {'b': {'c': 1}, 'a': array([0, 1, 2])}
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if isinstance(value, np.ndarray)}
     header: dict[str, Any] = {"values": {name: value for name, value in values.items() if name not in arrays}}
