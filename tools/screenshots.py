@@ -61,7 +61,7 @@ class Visit:
         self.shoot("search-empty")
         self.page.fill("#search-input", self._options.query)
         self.page.keyboard.press("Enter")
-        self.page.wait_for_selector(".result, .empty, .note")
+        self.page.wait_for_selector(".result, .empty")
         self.shoot("search")
 
     def chat(self) -> None:
