@@ -307,3 +307,17 @@ def test_bugs_are_noticed() -> None:
 def test_a_memory_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError):
         manager(pages=0)
+
+
+def test_a_memory_that_never_fills_up_does_not_grow() -> None:
+    """The same prompt, again and again: pages become idle each time, and nothing is ever evicted."""
+    kv = KVManager(PageCounts(), 64, page_tokens=SIZE)
+    for number in range(500):
+        seq = Sequence(request(f"r{number}", list(range(20))))
+        kv.admit(seq)
+        assert seq.view is not None
+        seq.view.advance(len(seq.tokens) - seq.view.n_tokens)
+        seq.computed = len(seq.tokens)
+        kv.release(seq)
+    assert len(kv.tree) == 5
+    assert len(kv.tree._leaves) <= 2 * 5 + 64 + 1

@@ -157,6 +157,10 @@ class PrefixTree:
         self._ticks += 1
         node.entry = self._ticks
         heapq.heappush(self._leaves, (node.used, node.entry, node))
+        # Outdated offers go when something is evicted, which may never happen.
+        if len(self._leaves) > 2 * len(self._by_page) + 64:
+            self._leaves = [offer for offer in self._leaves if offer[1] == offer[2].entry]
+            heapq.heapify(self._leaves)
 
     def _worth(self, node: Node) -> float:
         if self._eviction == "lru":
