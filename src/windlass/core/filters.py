@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from windlass.core.errors import UsageError
 
@@ -240,43 +240,40 @@ class IsNull(Filter):
 
 
 @dataclass(frozen=True, slots=True)
-class And(Filter):
+class _Joined(Filter):
+    """Several parts under one word."""
+
+    parts: tuple[Filter, ...]
+    _word: ClassVar[str]
+    _decisive: ClassVar[bool]
+    """The truth of one part that settles the whole."""
+
+    def fields(self) -> frozenset[str]:
+        return frozenset().union(*(part.fields() for part in self.parts))
+
+    def matches(self, row: Mapping[str, Any]) -> Truth:
+        found = [part.matches(row) for part in self.parts]
+        return self._decisive if self._decisive in found else None if None in found else not self._decisive
+
+    def to_sql(self) -> str:
+        return "(" + f" {self._word} ".join(part.to_sql() for part in self.parts) + ")"
+
+    def _bind(self, types: Mapping[str, FieldType], depth: int) -> Filter:
+        return type(self)(tuple(part._bind(types, _deeper(depth)) for part in self.parts))
+
+
+class And(_Joined):
     """All of the parts."""
 
-    parts: tuple[Filter, ...]
-
-    def fields(self) -> frozenset[str]:
-        return frozenset().union(*(part.fields() for part in self.parts))
-
-    def matches(self, row: Mapping[str, Any]) -> Truth:
-        found = [part.matches(row) for part in self.parts]
-        return False if False in found else None if None in found else True
-
-    def to_sql(self) -> str:
-        return "(" + " AND ".join(part.to_sql() for part in self.parts) + ")"
-
-    def _bind(self, types: Mapping[str, FieldType], depth: int) -> Filter:
-        return And(tuple(part._bind(types, _deeper(depth)) for part in self.parts))
+    __slots__ = ()
+    _word, _decisive = "AND", False
 
 
-@dataclass(frozen=True, slots=True)
-class Or(Filter):
+class Or(_Joined):
     """At least one of the parts."""
 
-    parts: tuple[Filter, ...]
-
-    def fields(self) -> frozenset[str]:
-        return frozenset().union(*(part.fields() for part in self.parts))
-
-    def matches(self, row: Mapping[str, Any]) -> Truth:
-        found = [part.matches(row) for part in self.parts]
-        return True if True in found else None if None in found else False
-
-    def to_sql(self) -> str:
-        return "(" + " OR ".join(part.to_sql() for part in self.parts) + ")"
-
-    def _bind(self, types: Mapping[str, FieldType], depth: int) -> Filter:
-        return Or(tuple(part._bind(types, _deeper(depth)) for part in self.parts))
+    __slots__ = ()
+    _word, _decisive = "OR", True
 
 
 @dataclass(frozen=True, slots=True)
