@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from windlass.vectors.errors import BadInput, BudgetExceeded, CorruptSegment
 from windlass.vectors.files import FileWriter
 from windlass.vectors.indexes import Allowed
 from windlass.vectors.packing import pack
+from windlass.vectors.parameters import checked, known_ones, require_ranges
 from windlass.vectors.results import Budget, Counters
 from windlass.vectors.schema import Schema
 from windlass.vectors.segment import Segment, SegmentWriter
@@ -83,34 +84,19 @@ class PostingParams:
     probed: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("head_ratio", 1e-6, 1),
-            ("replicas", 1, 64),
-            ("candidates", 1, 4096),
-            ("rng_factor", 0, 100),
-            ("posting_vectors", 1, 1_000_000),
-            ("max_amplification", 1, 64),
-            ("max_postings", 1, 1_000_000),
-            ("probed", 0, 1),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise BadInput(f"{name} is {value!r}", hint=f"give {low:g} to {high:,g}")
+        ranges = {
+            "head_ratio": (1e-6, 1),
+            "replicas": (1, 64),
+            "candidates": (1, 4096),
+            "rng_factor": (0, 100),
+            "posting_vectors": (1, 1_000_000),
+            "max_amplification": (1, 64),
+            "max_postings": (1, 1_000_000),
+            "probed": (0, 1),
+        }
+        require_ranges(self, ranges)
         if self.vector_dtype not in (None, "f32", "f16", "i8"):
             raise BadInput(f"vector_dtype is {self.vector_dtype!r}", hint="choose f32, f16 or i8")
-
-
-def checked_params(parameters: Mapping[str, Any]) -> PostingParams:
-    """The parameters of an index.
-
-    Raises:
-        BadInput: One is unknown or out of its range.
-    """
-    known = {item.name for item in fields(PostingParams)}
-    for name in parameters:
-        if name not in known:
-            raise BadInput(f"an index of postings has no parameter {name!r}", hint=f"it has {', '.join(sorted(known))}")
-    return PostingParams(**parameters)
 
 
 def build(
@@ -124,7 +110,7 @@ def build(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Cluster, assign, write the postings; see `indexes.build`."""
-    params, schema = checked_params(parameters), writer.schema
+    params, schema = checked(PostingParams, "an index of postings", parameters), writer.schema
     count = len(vectors)
     read = _reader(schema, vectors, scales)
     wanted = max(1, round(params.head_ratio * count))
@@ -190,8 +176,7 @@ class PostingIndex:
     def __init__(
         self, schema: Schema, small: Mapping[str, Any], parameters: Mapping[str, Any], count: int, order: Rows
     ) -> None:
-        known = {item.name for item in fields(PostingParams)}
-        self.params = PostingParams(**{name: value for name, value in parameters.items() if name in known})
+        self.params = known_ones(PostingParams, parameters)
         self.schema, self.count, self._order = schema, count, order
         self._codes = small["codes"].view(np.uint8).reshape(-1)
         self._code_scales, self._squares, self._centres = small["code_scales"], small["squares"], small["centres"]

@@ -14,7 +14,7 @@ differences:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,10 @@ from windlass.core.progress import Progress, check_cancelled
 from windlass.core.randomness import permutation
 from windlass.kernels.kmeans import kmeans, nearest, squared_to
 from windlass.kernels.tree_search import CENTRES, SCORED, search_tree
-from windlass.vectors.errors import BadInput, BudgetExceeded, CorruptSegment
+from windlass.vectors.errors import BudgetExceeded, CorruptSegment
 from windlass.vectors.indexes import Allowed
 from windlass.vectors.packing import pack
+from windlass.vectors.parameters import checked, known_ones, require_ranges
 from windlass.vectors.results import Budget, Counters
 from windlass.vectors.schema import Schema
 from windlass.vectors.segment import Segment, SegmentWriter
@@ -59,30 +60,15 @@ class TenantTreeParams:
     boost: float = 0.4
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("branching", 2, 1024),
-            ("leaf", 1, 100_000),
-            ("shortlist", 1, 100_000),
-            ("breadth", 1, 1000),
-            ("least", 1, 10_000),
-            ("boost", 0, 10),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise BadInput(f"{name} is {value!r}", hint=f"give {low:g} to {high:,g}")
-
-
-def checked_params(parameters: Mapping[str, Any]) -> TenantTreeParams:
-    """The parameters of a tree.
-
-    Raises:
-        BadInput: One is unknown or out of its range.
-    """
-    known = {item.name for item in fields(TenantTreeParams)}
-    for name in parameters:
-        if name not in known:
-            raise BadInput(f"a tenant tree has no parameter {name!r}", hint=f"it has {', '.join(sorted(known))}")
-    return TenantTreeParams(**parameters)
+        ranges = {
+            "branching": (2, 1024),
+            "leaf": (1, 100_000),
+            "shortlist": (1, 100_000),
+            "breadth": (1, 1000),
+            "least": (1, 10_000),
+            "boost": (0, 10),
+        }
+        require_ranges(self, ranges)
 
 
 def build(
@@ -96,7 +82,7 @@ def build(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Cluster rows into a tree and write it; see `indexes.build`."""
-    params = checked_params(parameters)
+    params = checked(TenantTreeParams, "a tenant tree", parameters)
     tree = _Tree(writer.schema, vectors, scales, params, seed, progress)
     tree.grow()
     writer.add_file("tree", pack(tree.arrays()))
@@ -219,8 +205,7 @@ class TenantTreeIndex:
     """An opened tree."""
 
     def __init__(self, segment: Segment) -> None:
-        known = {item.name for item in fields(TenantTreeParams)}
-        self.params = TenantTreeParams(**{name: value for name, value in segment.parameters.items() if name in known})
+        self.params = known_ones(TenantTreeParams, segment.parameters)
         self._segment = segment
         small = segment.small_file("tree")
         self._centres, self._variances, self._ends = small["centres"], small["variances"], small["ends"]
