@@ -1,6 +1,6 @@
 """Attention of new tokens over a paged half-precision cache, and the small float work around it.
 
-A context is a list of runs: some neighbouring slots of a page each. It is worked through in chunks of 256 slots,
+A context is a list of runs: some neighbouring slots of a page each. It is worked through in chunks,
 counted from its start: softmax inside a chunk, then chunks are merged in order (the online softmax). So the bits of a
 result depend on what the context holds and never on how it is cut into runs, on the batch or on the threads.
 """
@@ -37,8 +37,6 @@ from windlass.kernels.simd import (
     zero_float,
 )
 
-CHUNK = 256
-"""Slots of a context whose scores are kept at once."""
 RUNS_AHEAD = 2
 """Runs whose memory is asked for before they are needed."""
 
@@ -200,7 +198,7 @@ def attend(
     page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
     scores: Any, out: Any, out_at: int,
 ) -> None:  # fmt: skip
-    """Attention of neighbouring key heads' groups of query heads over slots `begin` to `end` of a context, at most 256.
+    """Attention of neighbouring key heads' groups of query heads over slots `begin` to `end` of a context.
 
     The key heads of a run lie side by side, so memory is read in long pieces; three query heads share each key and
     value that is read, missing ones repeat the last. Memory of the next runs is asked for while one is worked on,
@@ -212,11 +210,12 @@ def attend(
             `head_stride` further.
         pages, starts, begins, lengths: the runs of all contexts; `begins` counts slots from the context's start.
         low, high: the runs of this context.
-        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
+        scores: float32 scratch, `key_heads * group` times the slots, rounded up to 16, and 16 more.
         out: float32 from `out_at`, for each key head: sums of weighted values `[group, size]`, then for each query
             head the largest score and the sum of weights.
     """
-    room, unit = CHUNK + 16, group * (size + 2)
+    # Scores are written four at a time and softened by whole registers.
+    room, unit = (end - begin + 31) // 16 * 16, group * (size + 2)
     first, stop = _runs_between(begins, low, high, begin, end)
     for run in range(first, stop):
         skip = max(begin - begins[run], 0)

@@ -29,8 +29,8 @@ from windlass.bench.report import BenchReport, Metric, metric
 from windlass.core.progress import check_cancelled
 from windlass.core.settings import Settings
 from windlass.kernels.compiled import compiled
-from windlass.kernels.cpu_gemm import packed_bytes
 from windlass.kernels.simd import LANES, add_float, load_float, sum_lanes, zero_float
+from windlass.kernels.tile_layout import packed_bytes
 from windlass.models import cpu_engine, cpu_tables, store
 from windlass.models.cpu_engine import CpuEngine
 
@@ -306,7 +306,7 @@ def _bytes_a_token(engine: CpuEngine, context: int, greedy: bool) -> int:
     plan, config = engine.packed.plan, engine.config
     head = plan[-1, cpu_tables.COARSE if greedy and engine.packed.has_coarse_head else cpu_tables.HEAD]
     matrices = [*plan[:-1].reshape(-1, plan.shape[-1]), head]
-    weights = sum(packed_bytes(int(kind), int(rows), 32 * int(blocks)) for kind, _, rows, blocks, _ in matrices)
+    weights = sum(packed_bytes(int(kind), int(rows), 32 * int(blocks)) for kind, _, _, rows, blocks, _ in matrices)
     return weights + context * 4 * config.n_layers * config.n_kv_heads * config.head_dim
 
 
