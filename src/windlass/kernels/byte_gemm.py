@@ -23,9 +23,8 @@ from windlass.core.errors import UsageError
 from windlass.kernels import simd
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
 from windlass.kernels.gelu import TAIL
+from windlass.kernels.isa import ISA, LANES
 from windlass.kernels.simd import (
-    ISA,
-    LANES,
     Bytes,
     Ints,
     abs_float,

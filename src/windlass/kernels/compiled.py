@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numba
 from numba import types
-from numba.core.compiler import Flags, compile_extra
+from numba.core import compiler
 
 from windlass.kernels import simd
 from windlass.kernels.cache_folder import cache_folder
@@ -17,12 +17,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def compiled(function: F) -> F:
     """Compile `function` in nopython mode without the interpreter lock, on its first call."""
-    return _decorate(function, {})
+    return _decorate(function, {"no_cfunc_wrapper": True})
+
+
+def called(function: F) -> F:
+    """Like `compiled`, for what only compiled functions call: a way in from Python takes time to compile, too."""
+    return _decorate(function, {"no_cfunc_wrapper": True, "no_cpython_wrapper": True})
 
 
 def inlined(function: F) -> F:
-    """Like `compiled`, and always pasted into its callers: for what passes vectors in registers."""
-    return _decorate(function, {"forceinline": True})
+    """Like `called`, and always pasted into its callers: for what passes vectors in registers."""
+    return _decorate(function, {"no_cfunc_wrapper": True, "no_cpython_wrapper": True, "forceinline": True})
 
 
 def pasted(function: F) -> F:
@@ -54,13 +59,14 @@ class Compiled:
     def machine_code(self) -> tuple[str, bytes]:
         """The name of the function in an object file, and the file; compiled now, without a way in from Python."""
         dispatcher: Any = self.function
-        flags = Flags()
+        flags: Any = compiler.Flags()  # type: ignore[no-untyped-call]
         dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
         flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-        result: Any = compile_extra(
+        compile_now: Any = compiler.compile_extra
+        result = compile_now(
             dispatcher.typingctx, dispatcher.targetctx, dispatcher.py_func, self.signature.args,
             self.signature.return_type, flags, {},
-        )  # type: ignore[no-untyped-call]  # fmt: skip
+        )  # fmt: skip
         return result.fndesc.llvm_func_name, result.library._get_compiled_object()
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from numba import types
 
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     div_float,
     exp2_float,

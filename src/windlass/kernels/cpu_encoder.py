@@ -14,8 +14,8 @@ from numba import types
 
 from windlass.kernels.byte_gemm import SHIFT
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     exp_float,
     fma,

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled, inlined, pasted
+from windlass.kernels.compiled import Compiled, called, caller, compiled, inlined, pasted
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     abs_float,
     add_float,
     broadcast4,
@@ -249,7 +249,7 @@ def _nibble_dot(w0: Any, w1: Any, w2: Any, w3: Any, w4: Any, w5: Any, w6: Any, w
     return fold_nibbles(dot_nibbles(sums, w7, broadcast4(xq, x_at + 28)))
 
 
-@compiled
+@called
 def _matrix_w4m(
     arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, tokens: int, first: int, count: int, x_at: int,
     out: Any,
@@ -274,7 +274,7 @@ def _matrix_w4m(
                 store_float(out, 16 * token + rows, total)
 
 
-@compiled
+@called
 def _matrix_w4(
     arena: Any, at: int, blocks: int, xq: Any, dx: Any, xsum: Any, tokens: int, first: int, count: int, x_at: int,
     out: Any, centre: float,
@@ -311,7 +311,7 @@ def _byte_dot(w0: Any, w1: Any, w2: Any, w3: Any, w4: Any, w5: Any, w6: Any, w7:
     return dot_signed(sums, w7, broadcast4(xq, x_at + 28))
 
 
-@compiled
+@called
 def _matrix_w8(
     arena: Any, at: int, lower_at: int, blocks: int, xq: Any, dx: Any, xsum: Any, tokens: int, first: int, count: int,
     x_at: int, out: Any,

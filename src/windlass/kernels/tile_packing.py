@@ -95,7 +95,7 @@ def unpack_row(arena: Any, at: int, lower_at: int, kind: int, columns: int, row:
         place = row // 16 * blocks + block
         base, lower = at + place * size, lower_at + place * 256
         scale = half_to_float(arena[base + 256 + 2 * lane], arena[base + 257 + 2 * lane])
-        minimum = np.float32(0)
+        minimum: Any = np.float32(0)
         if kind == 0:
             minimum = half_to_float(arena[base + 288 + 2 * lane], arena[base + 289 + 2 * lane])
         for i in range(min(32, columns - 32 * block)):

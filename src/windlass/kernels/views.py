@@ -11,17 +11,18 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.np.arrayobj import make_array, populate_array
+from numba.np import arrayobj
 
 from windlass.kernels.simd import intrinsic
 
 
 def _array(context: Any, builder: Any, kind: Any, address: Any, length: Any) -> Any:
+    library: Any = arrayobj
     element = context.get_data_type(kind.dtype)
     size = ir.Constant(ir.IntType(64), context.get_abi_sizeof(element))
-    array = make_array(kind)(context, builder)
+    array = library.make_array(kind)(context, builder)
     data = builder.inttoptr(address, element.as_pointer())
-    populate_array(array, data=data, shape=[length], strides=[size], itemsize=size, meminfo=None)
+    library.populate_array(array, data=data, shape=[length], strides=[size], itemsize=size, meminfo=None)
     return array._getvalue()
 
 

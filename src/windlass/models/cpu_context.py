@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled, pasted
+from windlass.kernels.compiled import Compiled, called, caller, pasted
 from windlass.kernels.cpu_attention import call_attend, finish, merge, normalize, remember, rotate
+from windlass.kernels.isa import LANES
 from windlass.kernels.meeting import meet
-from windlass.kernels.simd import LANES, load_float, store_float
+from windlass.kernels.simd import load_float, store_float
 from windlass.kernels.views import float32s, int64s, uint16s
 from windlass.models.cpu_linear import share
 from windlass.models.cpu_tables import (
@@ -64,7 +65,7 @@ from windlass.models.cpu_tables import (
 )
 
 
-@compiled
+@called
 def _turn(t: Any, at: int, heads: int, norm_at: int, position: int, scale: float, out: Any, out_at: int) -> None:
     """Norm (when `norm_at` is not -1), turn and scale `heads` heads of `QKV` from `at` into `out`."""
     sizes, x, twice, floats = int64s(t, SIZES), float32s(t, QKV), float32s(t, TWICE), float32s(t, FLOATS)
@@ -86,7 +87,7 @@ TURN = Compiled(_turn, types.void(_I64, _INT, _INT, _INT, _INT, types.float32, _
 call_turn = caller(TURN.signature)
 
 
-@compiled
+@called
 def _store_keys(t: Any, token: int, layer: int) -> None:
     """Put the turned keys and the values of a token into its slot."""
     sizes, data, qkv, normed = int64s(t, SIZES), uint16s(t, DATA), float32s(t, QKV), float32s(t, NORMED)
@@ -103,7 +104,7 @@ def _store_keys(t: Any, token: int, layer: int) -> None:
         remember(qkv, value_at, size, data, key_at + key_heads * page_tokens * size)
 
 
-@compiled
+@called
 def _turn_queries(t: Any, token: int, low: int, high: int, layer: int, out: Any, out_at: int) -> None:
     """The queries of the groups of key heads `low` to `high`, turned and scaled, to `out`."""
     sizes = int64s(t, SIZES)
@@ -114,7 +115,7 @@ def _turn_queries(t: Any, token: int, low: int, high: int, layer: int, out: Any,
     call_turn(int64s(t, CALLS)[TURN_CALL], (t, at, (high - low) * group, norm_at, position, scale, out, out_at))
 
 
-@compiled
+@called
 def _attend_chunk(
     t: Any, token: int, low: int, high: int, chunk: int, layer: int, queries: Any, q_at: int, out: Any, out_at: int
 ) -> None:
@@ -147,7 +148,7 @@ def _chunks(t: Any, token: int, layer: int) -> tuple[int, int]:
     return first_seen(t, token, layer) // CHUNK, (int64s(t, VISIBLE)[token] + CHUNK - 1) // CHUNK
 
 
-@compiled
+@called
 def _attention_of_few(t: Any, thread: int, threads: int, layer: int) -> None:
     """Cells of the contexts of a few tokens, a chunk and key head each, split evenly; `_merge_parts` joins them."""
     sizes, tokens, queries, parts = (
@@ -183,7 +184,7 @@ ATTEND_FEW = Compiled(_attention_of_few, types.void(_I64, _INT, _INT, _INT))
 call_attend_few = caller(ATTEND_FEW.signature)
 
 
-@compiled
+@called
 def _merge_parts(t: Any, token: int, layer: int, out: Any, out_at: int) -> None:
     """The mixed values of one of a few tokens, to `out`."""
     sizes, pair, parts = int64s(t, SIZES), float32s(t, PAIR), float32s(t, PARTS)
@@ -207,7 +208,7 @@ MERGE_PARTS = Compiled(_merge_parts, types.void(_I64, _INT, _INT, _F32, _INT))
 call_merge_parts = caller(MERGE_PARTS.signature)
 
 
-@compiled
+@called
 def _attention_of_many(t: Any, thread: int, threads: int, layer: int) -> None:
     """Every thread takes its tokens through one chunk after the other, so that neighbours find it in the cache."""
     sizes, tokens, queries, states = (
@@ -240,7 +241,7 @@ ATTEND_MANY = Compiled(_attention_of_many, types.void(_I64, _INT, _INT, _INT))
 call_attend_many = caller(ATTEND_MANY.signature)
 
 
-@compiled
+@called
 def attention(t: Any, thread: int, threads: int, layer: int) -> None:
     """From projected queries, keys and values of several tokens to mixed values."""
     sizes, tokens, calls, barrier = int64s(t, SIZES), int64s(t, IDS).shape[0], int64s(t, CALLS), int64s(t, BARRIER)

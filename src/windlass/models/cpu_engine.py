@@ -257,7 +257,7 @@ class CpuEngine:
         size, interleaved = self.config.head_dim, self.config.rope_style == "interleaved"
         known = len(self._cosine)
         if length > known:
-            angles = np.arange(max(length, 2 * known, 1024))[:, None] * self._frequencies
+            angles = np.arange(max(length, 2 * known, 256))[:, None] * self._frequencies
             cosine, sine = np.cos(angles) * self._magnitude, np.sin(angles) * self._magnitude
             order = np.argsort(np.tile(np.arange(size // 2), 2), kind="stable") if interleaved else np.arange(size)
             self._cosine = np.concatenate((cosine, cosine), axis=1)[:, order].astype(np.float32, order="C")
@@ -313,10 +313,10 @@ class _Crew:
         self._threads = threads
         self._wakes: list[threading.Semaphore] = []
         self._done = threading.Semaphore(0)
-        self._work: Callable[[int], None] | None = None
+        self._work: Callable[[int], object] | None = None
         self._failure: BaseException | None = None
 
-    def run(self, threads: int, work: Callable[[int], None]) -> None:
+    def run(self, threads: int, work: Callable[[int], object]) -> None:
         """Call `work(0)` here and `work(1)` to `work(threads - 1)` on the crew; return when all have."""
         while len(self._wakes) < threads - 1:
             self._wakes.append(threading.Semaphore(0))

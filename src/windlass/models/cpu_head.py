@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled
+from windlass.kernels.compiled import Compiled, called, caller, compiled
 from windlass.kernels.cpu_attention import normalize
 from windlass.kernels.cpu_gemm import quantize_token
 from windlass.kernels.meeting import meet
@@ -46,7 +46,7 @@ from windlass.models.cpu_tables import (
 )
 
 
-@compiled
+@called
 def _head(t: Any, thread: int, threads: int) -> None:
     """Logits of the wanted tokens, or, when `LOGITS` is empty, the best row of each in `BEST` and `CHOSEN`.
 
@@ -75,7 +75,7 @@ def _head(t: Any, thread: int, threads: int) -> None:
         _choose(t, matrix, rows, thread, threads, wanted, x_at)
 
 
-@compiled
+@called
 def _round_wanted(t: Any, first: int, step: int, x_at: int) -> None:
     sizes, wanted = int64s(t, SIZES), int64s(t, WANTED)
     x, floats, normed, eps = float32s(t, X), float32s(t, FLOATS), float32s(t, NORMED), float32s(t, EPSILON)[0]
@@ -86,7 +86,7 @@ def _round_wanted(t: Any, first: int, step: int, x_at: int) -> None:
         quantize_token(normed, 0, hidden // 32, row, count, codes, steps, sums, x_at)
 
 
-@compiled
+@called
 def _guess(t: Any, matrix: int, rows: int, low: int, high: int, wanted: int, x_at: int) -> None:
     """The highest guess of each tile `low` to `high`, for each token, to `tops[token * tiles + tile]`."""
     sums, tops, tiles = float32s(t, SUMS), float32s(t, TOPS), (rows + 15) // 16
@@ -104,7 +104,7 @@ def _guess(t: Any, matrix: int, rows: int, low: int, high: int, wanted: int, x_a
                 tops[place] = top
 
 
-@compiled
+@called
 def _choose(t: Any, matrix: int, rows: int, thread: int, threads: int, wanted: int, x_at: int) -> None:
     """The best row of each token among the tiles with the highest guesses; the lower id among equals."""
     best, chosen, candidates, tiles = (

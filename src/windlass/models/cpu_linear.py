@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled, pasted
+from windlass.kernels.compiled import Compiled, called, caller, pasted
 from windlass.kernels.cpu_attention import gate, normalize
 from windlass.kernels.cpu_gemm import call_tile_product, call_vector_product, quantize_token
-from windlass.kernels.simd import LANES, add_float, load_float, store_float
+from windlass.kernels.isa import LANES
+from windlass.kernels.simd import add_float, load_float, store_float
 from windlass.kernels.views import float32s, int8s, int64s, uint8s
 from windlass.models.cpu_tables import (
     ARENA,
@@ -53,7 +54,7 @@ def matrix_at(layer: int, matrix: int) -> int:
     return (layer * MATRICES + matrix) * COLUMNS
 
 
-@compiled
+@called
 def multiply(
     t: Any, matrix: int, tile: int, tiles: int, tokens: int, first: int, count: int, x_at: int, out: Any
 ) -> None:
@@ -71,7 +72,7 @@ def multiply(
         call_tile_product(calls[TILE_CALL], several)
 
 
-@compiled
+@called
 def _store(
     sums: Any, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int, add: bool
 ) -> None:
@@ -93,7 +94,7 @@ def _store(
             out[target + row] = single + (out[target + row] if add else np.float32(0))
 
 
-@compiled
+@called
 def _project(
     t: Any, matrix: int, low: int, high: int, tokens: int, x_at: int, out: Any, out_at: int, stride: int, add: bool
 ) -> None:
@@ -110,7 +111,7 @@ def _project(
             _store(sums, count, here, floats, start, out, out_at + first * stride + 16 * tile, stride, add)
 
 
-@compiled
+@called
 def _project_gated(t: Any, gates: int, ups: int, low: int, high: int, tokens: int, x_at: int) -> None:
     """Tiles of the gate and the up matrix together: `silu(gate) * up` into `INNER_STATE`."""
     plan, floats, out, stride = int64s(t, PLAN), float32s(t, FLOATS), float32s(t, INNER_STATE), int64s(t, SIZES)[INNER]
@@ -131,7 +132,7 @@ def _project_gated(t: Any, gates: int, ups: int, low: int, high: int, tokens: in
                 gate(sums, 16 * part, more, 16 * part, out, row)
 
 
-@compiled
+@called
 def _quantize(t: Any, thread: int, threads: int, tokens: int, x: Any, size: int, norm_at: int, x_at: int) -> None:
     """Round rows of `x`, after the norm at `norm_at` when there is one. One token: every thread for itself."""
     floats, normed, eps = float32s(t, FLOATS), float32s(t, NORMED), float32s(t, EPSILON)[0]

@@ -24,6 +24,8 @@ from windlass.models.weights import WeightSource
 
 LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 KERNELS = tuple(f"windlass.kernels.tile_packing:{name}" for name in ("PACK_BLOCKS", "PACK_BYTE_BLOCKS", "PACK_CODES"))
+TOGETHER = 32
+"""Matrices after which what was read of the file no longer counts as this process's memory."""
 PERMUTED = ("q4_0", "q4_1", "q8_0")
 """Formats whose blocks are moved as they are."""
 
@@ -58,10 +60,7 @@ def pack(source: WeightSource, threads: int) -> PackedModel:
     Raises:
         ModelError: a tensor is missing, misshapen or not finite; the message names it.
     """
-    packed = _Packer(source).run(threads)
-    if isinstance(source, Releasable):
-        source.release()
-    return packed
+    return _Packer(source).run(threads)
 
 
 class _Packer:
@@ -95,7 +94,10 @@ class _Packer:
             last[cpu_tables.COARSE, cpu_tables.KIND] = tile_layout.GUESS
         self.arena = np.zeros(used, np.uint8)
         with ThreadPoolExecutor(threads, "windlass-pack") as pool:
-            list(pool.map(lambda job: self._pack(*job), jobs))
+            for start in range(0, len(jobs), TOGETHER):
+                list(pool.map(lambda job: self._pack(*job), jobs[start : start + TOGETHER]))
+                if isinstance(self.source, Releasable):
+                    self.source.release()
         for layer in range(config.n_layers):
             self._note_norms(extras[layer], layer)
         final_norm = self._note("output_norm.weight", config.hidden_size)

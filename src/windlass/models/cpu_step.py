@@ -12,7 +12,7 @@ from typing import Any
 
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled
+from windlass.kernels.compiled import Compiled, called, caller
 from windlass.kernels.meeting import meet
 from windlass.kernels.tile_packing import unpack_row
 from windlass.kernels.views import float32s, int64s, table_at, uint8s
@@ -64,7 +64,7 @@ from windlass.models.cpu_tables import (
 )
 
 
-@compiled
+@called
 def _linear_qkv(t: Any, thread: int, threads: int, tokens: int, layer: int, x_at: int) -> None:
     plan, sizes, qkv, calls = int64s(t, PLAN), int64s(t, SIZES), float32s(t, QKV), int64s(t, CALLS)
     stride, total = (sizes[HEADS] + 2 * sizes[KEY_HEADS]) * sizes[HEAD_DIM], 0
@@ -82,21 +82,21 @@ def _linear_qkv(t: Any, thread: int, threads: int, tokens: int, layer: int, x_at
         out_at += rows
 
 
-@compiled
+@called
 def _linear_add(t: Any, thread: int, threads: int, tokens: int, matrix: int, x_at: int) -> None:
     low, high = share((int64s(t, PLAN)[matrix + ROWS] + 15) // 16, thread, threads)
     arguments = (t, matrix, low, high, tokens, x_at, float32s(t, X), 0, int64s(t, SIZES)[HIDDEN], True)
     call_project(int64s(t, CALLS)[PROJECT_CALL], arguments)
 
 
-@compiled
+@called
 def _round(t: Any, thread: int, threads: int, tokens: int, x: Any, size: int, norm_at: int, x_at: int) -> None:
     arguments = (t, thread, threads, tokens, x, size, norm_at, x_at)
     call_quantize(int64s(t, CALLS)[QUANTIZE_CALL], arguments)
     meet(int64s(t, BARRIER), 1 if tokens == 1 else threads)
 
 
-@compiled
+@called
 def _layer(t: Any, thread: int, threads: int, layer: int, tokens: int, x_at: int) -> None:
     sizes, calls, barrier, x = int64s(t, SIZES), int64s(t, CALLS), int64s(t, BARRIER), float32s(t, X)
     extras, normed, inner_state = int64s(t, EXTRAS), float32s(t, NORMED), float32s(t, INNER_STATE)
@@ -130,7 +130,7 @@ LAYER = Compiled(_layer, types.void(_I64, _INT, _INT, _INT, _INT, _INT))
 call_layer = caller(LAYER.signature)
 
 
-@compiled
+@called
 def _forward(table: int, thread: int, threads: int) -> None:
     """Append every token of the batch to its sequence; then logits, or the best row, of each wanted token.
 

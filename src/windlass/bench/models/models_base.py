@@ -29,7 +29,8 @@ from windlass.bench.report import BenchReport, Metric, metric
 from windlass.core.progress import check_cancelled
 from windlass.core.settings import Settings
 from windlass.kernels.compiled import compiled
-from windlass.kernels.simd import LANES, add_float, load_float, sum_lanes, zero_float
+from windlass.kernels.isa import LANES
+from windlass.kernels.simd import add_float, load_float, sum_lanes, zero_float
 from windlass.kernels.tile_layout import packed_bytes
 from windlass.models import cpu_engine, cpu_tables, store
 from windlass.models.cpu_engine import CpuEngine
