@@ -55,10 +55,11 @@ class StepTables:
 
     Args:
         threads: How many tables.
+        arrays: How many arrays in each.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.numbers = np.zeros((threads, 2 * ARRAYS), np.int64)
+    def __init__(self, threads: int, arrays: int = ARRAYS) -> None:
+        self.numbers = np.zeros((threads, 2 * arrays), np.int64)
         self._arrays: dict[int, NDArray[Any]] = {}
 
     def put(self, number: int, array: NDArray[Any]) -> None:

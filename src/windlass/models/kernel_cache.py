@@ -50,6 +50,13 @@ def kernels(names: Sequence[str]) -> list[Kernel]:
     return [_loaded[name] for name in names]
 
 
+def prepare() -> None:
+    """Compile the decoder's and the encoder's kernels where they are missing, so that no first use waits for it."""
+    from windlass.models import cpu_bert, cpu_engine, cpu_packing
+
+    kernels((*cpu_engine.KERNELS, *cpu_packing.KERNELS, *cpu_bert.KERNELS))
+
+
 def compile_kernels(names: Sequence[str]) -> None:
     """Compile here and write the machine code where `kernels` looks for it."""
     storage.make_folder(_folder())
