@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from windlass.models.config import ModelConfig
 from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import TokenBatch
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
-from windlass.serving.sampling import Floats, Mask, sample
+from windlass.serving.sampling import Floats, Mask, not_numbers, sample
 
 
 class PagedModel(Protocol):
@@ -25,8 +26,17 @@ class PagedModel(Protocol):
         ...
 
 
+@runtime_checkable
+class GreedyPagedModel(Protocol):
+    """One that finds the likeliest tokens without computing all logits."""
+
+    def forward_greedy(self, batch: TokenBatch, pool: PagePool) -> NDArray[np.int64]:
+        """int64 [len(batch.out_rows)]."""
+        ...
+
+
 class NumbaExecutor:
-    """The real model, on the processor.
+    """The real model, on the processor. Batches that need no logits do not compute them all.
 
     Args:
         model: Computes a batch of tokens.
@@ -49,7 +59,27 @@ class NumbaExecutor:
         self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
 
     def run(self, batch: Batch) -> StepResult:
+        if isinstance(self._model, GreedyPagedModel) and self._mask is None and only_greedy(batch):
+            return self._run_greedy(self._model, batch)
         return run_batch(batch, lambda tokens: self._model.forward_tokens(tokens, self._pool), self._mask, self._clock)
+
+    def _run_greedy(self, model: GreedyPagedModel, batch: Batch) -> StepResult:
+        started, result = self._clock(), StepResult({}, 0.0)
+        ids = model.forward_greedy(token_batch(batch.items), self._pool).tolist()
+        sampling = [item.seq.id for item in batch.items if item.samples]
+        for name, token in zip(sampling, ids, strict=True):
+            if token < self._model.config.vocab_size:
+                result.tokens[name] = Sampled(token)
+            else:
+                result.failed[name] = not_numbers(name)
+        result.duration_s = self._clock() - started
+        return result
+
+
+def only_greedy(batch: Batch) -> bool:
+    """Whether nobody in the batch needs logits: every new token is the likeliest, and none is to be rated."""
+    wanted = (item.seq.request.params for item in batch.items if item.samples)
+    return all(params.plain_greedy and params.logprobs is None for params in wanted)
 
 
 def run_batch(
