@@ -11,14 +11,14 @@ import pytest
 
 import windlass.patterns
 from windlass.patterns.kmedoids import KMedoids
+from windlass.patterns.sampled_kmedoids import SampledKMedoids
 
-ESTIMATORS = [KMedoids(n_clusters=3)]
+ESTIMATORS = [KMedoids(n_clusters=3), SampledKMedoids(n_clusters=3)]
 
 DRAWN = "the start is drawn from the rows: with copies of rows instead of weights another start is drawn"
 EXPECTED = {
-    "KMedoids": {
-        "check_sample_weight_equivalence_on_dense_data": DRAWN,
-    },
+    "KMedoids": {"check_sample_weight_equivalence_on_dense_data": DRAWN},
+    "SampledKMedoids": {"check_sample_weight_equivalence_on_dense_data": DRAWN},
 }
 
 

@@ -5,6 +5,8 @@ second nearest. A medoid is always its own nearest. `removal[m]` is what the tot
 the weighted sum of `d2 - d1` over its members. Sums are float64; distances keep their type.
 
 A distance row `row[o]` is the dissimilarity of object o to the candidate, contiguous. `rows[at[m]]` is that of slot m.
+Candidates are all that may become medoids. Objects may be some of them only: `ids[o]` is the candidate that object o
+is, and `taken[j]` says whether candidate j is a medoid.
 """
 
 from __future__ import annotations
@@ -13,19 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from windlass.kernels.compaction import collect_less
 from windlass.kernels.compiled import compiled
 from windlass.kernels.feature_rows import point_to_all
 
-_STRIP = 32
-
 
 @compiled
-def assign_two_nearest(rows: Any, at: Any, medoids: Any, near: Any, sec: Any, d1: Any, d2: Any) -> None:
+def assign_two_nearest(rows: Any, at: Any, medoids: Any, ids: Any, near: Any, sec: Any, d1: Any, d2: Any) -> None:
     """Fill the state of every object from scratch; needs two slots at least."""
     n = len(near)
     first, second = rows[at[0]], rows[at[1]]
     for o in range(n):
-        if second[o] < first[o] or o == medoids[1]:
+        if second[o] < first[o] or ids[o] == medoids[1]:
             near[o], d1[o], sec[o], d2[o] = 1, second[o], 0, first[o]
         else:
             near[o], d1[o], sec[o], d2[o] = 0, first[o], 1, second[o]
@@ -33,7 +34,7 @@ def assign_two_nearest(rows: Any, at: Any, medoids: Any, near: Any, sec: Any, d1
         row = rows[at[m]]
         for o in range(n):
             d = row[o]
-            if d < d1[o] or o == medoids[m]:
+            if d < d1[o] or ids[o] == medoids[m]:
                 sec[o], d2[o] = near[o], d1[o]
                 near[o], d1[o] = m, d
             elif d < d2[o]:
@@ -58,35 +59,18 @@ def swap_gain(row: Any, near: Any, d1: Any, d2: Any, weight: Any, removal: Any, 
     Args:
         row: Distances to the candidate.
         gain: float64 `[k]`, overwritten.
-        found: int32 `[n]`, overwritten.
+        found: int32 `[n + 8]`, overwritten.
     """
-    n, count = len(row), 0
-    # Few objects are nearer to the candidate than to their second medoid: they are collected first, strips without
-    # any in one vector comparison, so that the branches below are taken for them alone.
-    start = 0
-    while start + _STRIP <= n:
-        hits = 0
-        for o in range(start, start + _STRIP):
-            hits += row[o] < d2[o]
-        if hits:
-            for o in range(start, start + _STRIP):
-                found[count] = o
-                count += row[o] < d2[o]
-        start += _STRIP
-    for o in range(start, n):
-        found[count] = o
-        count += row[o] < d2[o]
-    for m in range(len(gain)):
-        gain[m] = removal[m]
+    # Few objects are nearer to the candidate than to their second medoid: only those are looked at.
+    count = collect_less(row, d2, found)
+    gain[:] = removal
     shared = 0.0
     for t in range(count):
         o = found[t]
         d, nearest = np.float64(row[o]), np.float64(d1[o])
-        if d < nearest:
-            shared += weight[o] * (d - nearest)
-            gain[near[o]] += weight[o] * (nearest - np.float64(d2[o]))
-        else:
-            gain[near[o]] += weight[o] * (d - np.float64(d2[o]))
+        # With the candidate the object is as near as min(d, d1); without its own medoid too, it would be max(d, d1).
+        shared += weight[o] * (min(d, nearest) - nearest)
+        gain[near[o]] += weight[o] * (max(d, nearest) - np.float64(d2[o]))
     best = 0
     for m in range(1, len(gain)):
         if gain[m] < gain[best]:
@@ -104,11 +88,13 @@ def _second_nearest(rows: Any, at: Any, o: int, near: int, slot: int, distance: 
 
 
 @compiled
-def apply_swap(row: Any, slot: int, j: int, rows: Any, at: Any, near: Any, sec: Any, d1: Any, d2: Any) -> None:
-    """Object `j` takes `slot`. `rows` and `at` may hold the old or the new row of `slot`: it is not read."""
+def apply_swap(
+    row: Any, slot: int, j: int, rows: Any, at: Any, ids: Any, near: Any, sec: Any, d1: Any, d2: Any
+) -> None:
+    """Candidate `j` takes `slot`. `rows` and `at` may hold the old or the new row of `slot`: it is not read."""
     for o in range(len(near)):
         d = row[o]
-        if o == j:
+        if ids[o] == j:
             if near[o] != slot:
                 sec[o], d2[o] = near[o], d1[o]
             near[o], d1[o] = slot, d
@@ -141,17 +127,17 @@ def read_row(rows: Any, features: Any, sizes: Any, metric: int, j: int, buffer: 
 @compiled
 def walk_eagerly(
     rows: Any, at: Any, features: Any, sizes: Any, metric: int, buffer: Any, order: Any, tolerance: float, steps: int,
-    medoids: Any, near: Any, sec: Any, d1: Any, d2: Any, weight: Any, removal: Any, gain: Any, found: Any,
-    counters: Any, totals: Any,
+    medoids: Any, taken: Any, ids: Any, near: Any, sec: Any, d1: Any, d2: Any, weight: Any, removal: Any, gain: Any,
+    found: Any, counters: Any, totals: Any,
 ) -> None:  # fmt: skip
-    """Go on with the walk over all objects, swapping as soon as a swap gains.
+    """Go on with the walk over all candidates, swapping as soon as a swap gains.
 
     Args:
-        order: The objects in the order in which they are tried.
+        order: The candidates in the order in which they are tried.
         tolerance: A swap must lower the total by more than this share of it.
-        steps: Try so many objects at most.
+        steps: Try so many at most.
         counters: int64 `[4]`: place in `order`, tried since the last swap, swaps, tried. The walk is over when as many
-            objects were tried since the last swap as there are.
+            were tried since the last swap as there are.
         totals: float64 `[1]`, the total.
     """
     n, place, since = len(order), counters[0], counters[1]
@@ -162,15 +148,16 @@ def walk_eagerly(
         place = place + 1 if place + 1 < n else 0
         since += 1
         counters[3] += 1
-        if medoids[near[j]] == j:
+        if taken[j]:
             continue
         row = read_row(rows, features, sizes, metric, j, buffer)
         change, slot = swap_gain(row, near, d1, d2, weight, removal, gain, found)
         if change < -tolerance * totals[0]:
+            taken[medoids[slot]], taken[j] = False, True
             medoids[slot] = j
             if metric >= 0:
                 rows[slot] = row
-            apply_swap(row, slot, j, rows, at, near, sec, d1, d2)
+            apply_swap(row, slot, j, rows, at, ids, near, sec, d1, d2)
             totals[0] = removal_losses(near, d1, d2, weight, removal)
             counters[2] += 1
             since = 0
@@ -179,13 +166,13 @@ def walk_eagerly(
 
 @compiled
 def best_swap(
-    rows: Any, features: Any, sizes: Any, metric: int, buffer: Any, medoids: Any, near: Any, d1: Any, d2: Any,
+    rows: Any, features: Any, sizes: Any, metric: int, buffer: Any, taken: Any, near: Any, d1: Any, d2: Any,
     weight: Any, removal: Any, gain: Any, found: Any,
 ) -> Any:  # fmt: skip
     """The best swap of all: change, object, slot (FastPAM1); of equal ones the first object and slot."""
     best, chosen, chosen_slot = 0.0, -1, -1
-    for j in range(len(near)):
-        if medoids[near[j]] == j:
+    for j in range(len(taken)):
+        if taken[j]:
             continue
         row = read_row(rows, features, sizes, metric, j, buffer)
         change, slot = swap_gain(row, near, d1, d2, weight, removal, gain, found)
@@ -195,14 +182,14 @@ def best_swap(
 
 
 @compiled
-def best_swap_by_pairs(rows: Any, medoids: Any, near: Any, d1: Any, d2: Any, weight: Any) -> Any:
+def best_swap_by_pairs(rows: Any, taken: Any, k: int, near: Any, d1: Any, d2: Any, weight: Any) -> Any:
     """What `best_swap` finds, as the original PAM looks for it: every pair of a medoid and an object, O(k n^2)."""
     best, chosen, chosen_slot = 0.0, -1, -1
-    for j in range(len(near)):
-        if medoids[near[j]] == j:
+    for j in range(len(taken)):
+        if taken[j]:
             continue
         row = rows[j]
-        for slot in range(len(medoids)):
+        for slot in range(k):
             change = 0.0
             for o in range(len(near)):
                 d = np.float64(row[o])
@@ -224,23 +211,24 @@ def build_gain(row: Any, d1: Any, weight: Any) -> float:
 
 
 @compiled
-def matrix_faults(matrix: Any) -> Any:
-    """One pass over a square matrix: the place of the first value that is negative, NaN or infinite (-1, -1 when there
+def matrix_faults(matrix: Any, limit: Any) -> Any:
+    """Checks of a square matrix: the place of the first value that is negative, NaN or above `limit` (-1, -1 when there
     is none), whether it is symmetric, and whether its diagonal is zero."""
     n = matrix.shape[0]
-    symmetric, hollow = True, True
-    row, column = -1, -1
+    same, good, hollow = True, True, True
+    for i in range(n):
+        hollow &= matrix[i, i] == 0
     for top in range(0, n, 64):
         for left in range(0, top + 64, 64):
             for i in range(top, min(top + 64, n)):
                 for j in range(left, min(left + 64, i + 1)):
-                    a, b = matrix[i, j], matrix[j, i]
-                    if not (a >= 0 and a - a == 0):
-                        row, column = i, j
-                    elif not (b >= 0 and b - b == 0):
-                        row, column = j, i
-                    if a != b:
-                        symmetric = False
-                    if i == j and a != 0:
-                        hollow = False
-    return row, column, symmetric, hollow
+                    a = matrix[i, j]
+                    same &= a == matrix[j, i]
+                    good &= (a >= 0) & (a <= limit)
+    if same and good:
+        return -1, -1, True, hollow
+    for i in range(n):
+        for j in range(n):
+            if not (matrix[i, j] >= 0 and matrix[i, j] <= limit):
+                return i, j, same, hollow
+    return -1, -1, same, hollow

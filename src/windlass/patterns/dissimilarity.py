@@ -25,13 +25,15 @@ _FEW_FEATURES = 32
 
 
 class Source(Protocol):
-    """What k-medoids reads. `n` objects; rows are of type `dtype`."""
+    """What k-medoids reads. `n` objects, `candidates` that may become medoids; rows are of type `dtype`."""
 
     n: int
+    candidates: int
     dtype: np.dtype[Any]
 
     def row(self, j: int) -> Row:
-        """`[n]`, contiguous: dissimilarity of every object to object j. Valid until the next call; not to be changed."""
+        """`[n]`, contiguous: dissimilarity of every object to candidate j. Valid until the next call, not to be
+        changed."""
         ...
 
 
@@ -54,14 +56,15 @@ class Matrix:
             given = given.astype(np.float64)
         turned = given.flags.f_contiguous and not given.flags.c_contiguous
         rows = given.T if turned else np.ascontiguousarray(given)
-        row, column, symmetric, self.hollow = matrix_faults(rows)
+        limits = np.finfo(rows.dtype) if rows.dtype.kind == "f" else np.iinfo(rows.dtype)
+        row, column, symmetric, self.hollow = matrix_faults(rows, limits.max)
         if row >= 0:
             at, value = (column, row) if turned else (row, column), rows[row, column]
             raise DataError(
                 f"dissimilarity {value} of row {at[0]}, column {at[1]}", hint="they must be finite and not negative"
             )
         self.rows = rows if symmetric or turned else np.ascontiguousarray(rows.T)
-        self.n, self.dtype = len(rows), rows.dtype
+        self.n, self.candidates, self.dtype = len(rows), len(rows), rows.dtype
 
     def row(self, j: int) -> Row:
         made: Row = self.rows[j]
@@ -85,7 +88,7 @@ class Features:
         if metric not in METRICS:
             raise UsageError(f"unknown metric {metric!r}", hint=f"precomputed, a function, or {', '.join(METRICS)}")
         self.code = METRICS[metric]
-        self.n, self.dtype = len(points), np.dtype(np.float32)
+        self.n, self.candidates, self.dtype = len(points), len(points), np.dtype(np.float32)
         self._centre = np.zeros(points.shape[1])
         if self.code < COSINE:
             middle = np.median(points, axis=0) if metric == "manhattan" else points.mean(axis=0)
@@ -120,7 +123,8 @@ class Features:
     def only(self, chosen: NDArray[np.int64]) -> Features:
         """The same metric over some of the points."""
         kept = object.__new__(Features)
-        kept.code, kept.n, kept.dtype, kept._centre = self.code, len(chosen), self.dtype, self._centre
+        kept.code, kept.dtype, kept._centre = self.code, self.dtype, self._centre
+        kept.n = kept.candidates = len(chosen)
         kept.features = np.ascontiguousarray(self.features[:, chosen])
         kept.sizes = self.sizes[chosen] if len(self.sizes) else _NO_SIZES
         kept._buffer = np.empty(kept.n, np.float32)
@@ -141,6 +145,32 @@ class Features:
         return out
 
 
+class Batch:
+    """Some objects, to all of which any candidate is compared: a matrix of n rows and few columns.
+
+    Args:
+        source: All objects.
+        ids: int64 `[b]`: the objects of the batch.
+    """
+
+    def __init__(self, source: Source, ids: NDArray[np.int64]) -> None:
+        self.ids, self.n, self.candidates, self.dtype = ids, len(ids), source.candidates, source.dtype
+        if isinstance(source, Features):
+            part = source.only(ids)
+            self.rows: Row = np.empty((source.n, part.n), np.float32)
+            for j in range(source.n):
+                part.to_all(source.features[:, j].copy(), self.rows[j])
+        elif isinstance(source, Function):
+            self.rows = np.array([[source.distance(int(o), j) for o in ids] for j in range(source.n)])
+        else:
+            assert isinstance(source, Matrix)
+            self.rows = np.ascontiguousarray(source.rows[:, ids])
+
+    def row(self, j: int) -> Row:
+        made: Row = self.rows[j]
+        return made
+
+
 class Function:
     """Any objects and a function of two of them; the latest rows are kept, within a limit of memory.
 
@@ -150,9 +180,11 @@ class Function:
         cache_bytes: How much the kept rows may take.
     """
 
-    def __init__(self, items: Sequence[Any], function: Callable[[Any, Any], float], cache_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self, items: Sequence[Any], function: Callable[[Any, Any], float], cache_bytes: int = 256 << 20
+    ) -> None:
         self.items, self.function = items, function
-        self.n, self.dtype = len(items), np.dtype(np.float64)
+        self.n, self.candidates, self.dtype = len(items), len(items), np.dtype(np.float64)
         self._kept: OrderedDict[int, Row] = OrderedDict()
         self._room = max(1, cache_bytes // max(1, 8 * self.n))
 

@@ -111,7 +111,8 @@ class Estimator:
             self.n_features_in_ = width
         elif width != self.n_features_in_:
             raise DataError(
-                f"X has {width} features, but {type(self).__name__} is expecting {self.n_features_in_} features as input"
+                f"X has {width} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
+                "input"
             )
 
     def _check_names(self, X: Any, reset: bool) -> None:
@@ -123,12 +124,12 @@ class Estimator:
                 del self.feature_names_in_
         elif names is None and seen is not None:
             warnings.warn(
-                f"X does not have valid feature names, but {who} was fitted with feature names", UserWarning, stacklevel=4
+                f"X does not have valid feature names, but {who} was fitted with feature names",
+                UserWarning,
+                stacklevel=4,
             )
         elif names is not None and seen is None:
-            warnings.warn(
-                f"X has feature names, but {who} was fitted without feature names", UserWarning, stacklevel=4
-            )
+            warnings.warn(f"X has feature names, but {who} was fitted without feature names", UserWarning, stacklevel=4)
         elif names is not None and seen is not None and list(names) != list(seen):
             raise DataError(_name_difference(names, seen))
 

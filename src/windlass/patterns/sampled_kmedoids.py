@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from windlass.core.errors import UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.core.randomness import integers, permutation
-from windlass.patterns.dissimilarity import Features, Function, Matrix, Source
+from windlass.patterns.dissimilarity import Batch, Features, Function, Matrix, Source
 from windlass.patterns.estimator import ConvergenceLog, read_weights, seed_of
 from windlass.patterns.kmedoids import Found, MedoidClusters, check_clusters, one_median
-from windlass.patterns.swaps import BatchSwaps, Swaps
+from windlass.patterns.swaps import Swaps
 
 METHODS = ("onebatch", "clara", "clarans")
 
@@ -106,16 +106,17 @@ class SampledKMedoids(MedoidClusters):
         size = usual if isinstance(self.sample_size, str) else int(self.sample_size)
         return min(n, max(size, least))
 
-    def _one_batch(
-        self, source: Source, k: int, weight: NDArray[np.float64], seed: int, progress: Progress
-    ) -> Swaps:
+    def _one_batch(self, source: Source, k: int, weight: NDArray[np.float64], seed: int, progress: Progress) -> Swaps:
         n = source.n
         size = self._size(int(100 * math.log(k * n)), k + 2, n)
         batch = np.sort(permutation(seed, "batch", size=n)[:size])
         start = permutation(seed, "medoids", size=n)[:k]
-        search = BatchSwaps(source, batch, start, weight)
+        part = Batch(source, batch)
+        # What a member of the batch stands for: the objects that are nearer to it than to the others.
+        counts = np.bincount(part.rows.argmin(axis=1), weights=weight, minlength=size)
+        search = Swaps(part, start, counts)
         search.eager(permutation(seed, "walk", size=n), 20, progress)
-        self._note(0, search.total * n / size)
+        self._note(0, search.total)
         return Swaps(source, search.medoids, weight)
 
     def _clara(self, source: Source, k: int, weight: NDArray[np.float64], seed: int, progress: Progress) -> Swaps:
@@ -146,7 +147,7 @@ class SampledKMedoids(MedoidClusters):
             while failures < patience and n > k:
                 check_cancelled(progress)
                 for j in integers(seed, "clarans", restart, step, size=patience, high=n):
-                    if search.medoids[search.near[j]] == j:
+                    if j in search.medoids:
                         continue
                     change, slot, row = search.evaluate(int(j))
                     if search.gains(change):
@@ -175,5 +176,3 @@ def _part(source: Source, chosen: NDArray[np.int64]) -> Matrix:
         return Matrix(source.only(chosen).matrix())
     assert isinstance(source, Function)
     return Matrix([[source.distance(int(o), int(j)) for j in chosen] for o in chosen])
-
-

@@ -22,7 +22,7 @@ from windlass.kernels.medoids import (
     swap_gain,
     walk_eagerly,
 )
-from windlass.patterns.dissimilarity import Features, Function, Matrix, Source
+from windlass.patterns.dissimilarity import Batch, Features, Function, Matrix, Source
 
 _WORK_A_CALL = 300_000_000
 _ROUNDING = 1e-9
@@ -46,20 +46,24 @@ class Swaps:
 
     def __init__(self, source: Source, medoids: NDArray[Any], weight: NDArray[np.float64]) -> None:
         n, k = source.n, len(medoids)
+        self._candidates = source.candidates
+        self._ids = getattr(source, "ids", np.arange(n))
+        self._taken = np.zeros(self._candidates, np.bool_)
+        self._taken[medoids] = True
         self.source, self.weight = source, weight
         self.medoids = np.array(medoids, np.int64)
         self.near, self.sec = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self.d1, self.d2 = np.zeros(n, source.dtype), np.zeros(n, source.dtype)
         self.removal, self._gain = np.zeros(k), np.zeros(k)
-        self._found = np.empty(n, np.int32)
+        self._found = np.empty(n + 8, np.int32)
         self.swaps = 0
-        if isinstance(source, Matrix):
+        if isinstance(source, (Matrix, Batch)):
             self._rows, self._at = source.rows, self.medoids
         else:  # the rows of the medoids alone are kept
             self._rows, self._at = np.stack([source.row(j).copy() for j in self.medoids]), np.arange(k)
         # Integers are added exactly; floats may differ in the last digits, and must not swap back and forth for ever.
         self._tolerance = 0.0 if source.dtype.kind == "i" else _ROUNDING
-        assign_two_nearest(self._rows, self._at, self.medoids, self.near, self.sec, self.d1, self.d2)
+        assign_two_nearest(self._rows, self._at, self.medoids, self._ids, self.near, self.sec, self.d1, self.d2)
         self._settle()
 
     def _settle(self) -> None:
@@ -75,9 +79,7 @@ class Swaps:
     def evaluate(self, j: int) -> tuple[float, int, NDArray[Any]]:
         """The best swap of object `j`: the change of the total, the slot, and the row of `j`."""
         row = self.source.row(j)
-        change, slot = swap_gain(
-            row, self.near, self.d1, self.d2, self.weight, self.removal, self._gain, self._found
-        )
+        change, slot = swap_gain(row, self.near, self.d1, self.d2, self.weight, self.removal, self._gain, self._found)
         return float(change), int(slot), row
 
     def gains(self, change: float) -> bool:
@@ -86,10 +88,11 @@ class Swaps:
 
     def swap(self, j: int, slot: int, row: NDArray[Any]) -> None:
         """Object `j`, whose distances are `row`, takes `slot`."""
+        self._taken[self.medoids[slot]], self._taken[j] = False, True
         self.medoids[slot] = j
-        if not isinstance(self.source, Matrix):
+        if not isinstance(self.source, (Matrix, Batch)):
             self._rows[slot] = row
-        apply_swap(row, slot, j, self._rows, self._at, self.near, self.sec, self.d1, self.d2)
+        apply_swap(row, slot, j, self._rows, self._at, self._ids, self.near, self.sec, self.d1, self.d2)
         self._settle()
         self.swaps += 1
 
@@ -105,14 +108,14 @@ class Swaps:
             return self._eager_by_rows(order, max_passes, progress)
         features, sizes, metric, buffer = self._features()
         counters, totals = np.zeros(4, np.int64), np.array([self.total])
-        n, before = self.source.n, self.swaps
-        a_call = max(64, _WORK_A_CALL // (n * max(1, features.shape[0])))
+        n, before = self._candidates, self.swaps
+        a_call = max(64, _WORK_A_CALL // (self.source.n * max(1, features.shape[0])))
         while counters[1] < n and counters[3] < max_passes * n:
             check_cancelled(progress)
             walk_eagerly(
                 self._rows, self._at, features, sizes, metric, buffer, order, self._tolerance,
-                min(a_call, max_passes * n - counters[3]), self.medoids, self.near, self.sec, self.d1, self.d2,
-                self.weight, self.removal, self._gain, self._found, counters, totals,
+                min(a_call, max_passes * n - counters[3]), self.medoids, self._taken, self._ids, self.near,
+                self.sec, self.d1, self.d2, self.weight, self.removal, self._gain, self._found, counters, totals,
             )  # fmt: skip
             self.total, self.swaps = float(totals[0]), before + int(counters[2])
             progress.advance("swaps", 0, f"total {self.total:.6g}")
@@ -124,7 +127,7 @@ class Swaps:
             check_cancelled(progress)
             j = int(order[step % n])
             since += 1
-            if self.medoids[self.near[j]] != j:
+            if not self._taken[j]:
                 change, slot, row = self.evaluate(j)
                 if self.gains(change):
                     self.swap(j, slot, row)
@@ -142,13 +145,15 @@ class Swaps:
         for scan in range(max_swaps):
             check_cancelled(progress)
             if by_pairs:
-                found = best_swap_by_pairs(self._rows, self.medoids, self.near, self.d1, self.d2, self.weight)
+                found = best_swap_by_pairs(
+                    self._rows, self._taken, len(self.medoids), self.near, self.d1, self.d2, self.weight
+                )
             elif isinstance(self.source, Function):
                 found = self._best_by_rows()
             else:
                 features, sizes, metric, buffer = self._features()
                 found = best_swap(
-                    self._rows, features, sizes, metric, buffer, self.medoids, self.near, self.d1, self.d2,
+                    self._rows, features, sizes, metric, buffer, self._taken, self.near, self.d1, self.d2,
                     self.weight, self.removal, self._gain, self._found,
                 )  # fmt: skip
             change, j, slot = found
@@ -161,7 +166,7 @@ class Swaps:
     def _best_by_rows(self) -> tuple[float, int, int]:
         best = (0.0, -1, -1)
         for j in range(self.source.n):
-            if self.medoids[self.near[j]] != j:
+            if not self._taken[j]:
                 change, slot, _ = self.evaluate(j)
                 if change < best[0]:
                     best = (change, j, slot)
