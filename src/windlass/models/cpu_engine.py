@@ -144,7 +144,9 @@ class CpuEngine:
             self._require_valid(batch, pool)
             return self._compute(batch, pool, greedy=False, adapters=self._updates(batch, pool, adapters))[0]
 
-    def forward_greedy(self, batch: TokenBatch, pool: PagePool) -> NDArray[np.int64]:
+    def forward_greedy(
+        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None
+    ) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
 
         Where logits are no numbers, the id is `vocab_size`, which no token has.
@@ -154,7 +156,7 @@ class CpuEngine:
         """
         with self._lock:
             self._require_valid(batch, pool)
-            logits, chosen = self._compute(batch, pool, greedy=True)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=self._updates(batch, pool, adapters))
             if len(logits):
                 chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
             return chosen
