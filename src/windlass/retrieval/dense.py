@@ -41,10 +41,13 @@ class DenseIndex:
 
     def search(self, queries: Sequence[str], k: int, *, trace: bool = False) -> Hits:
         """The `k` nearest passages of each query by cosine."""
+        return Hits(*self.nearest(self.vectors_of_queries(queries), k), None)
+
+    def vectors_of_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [n, dim]; zeros while no passage has a vector to compare with."""
         if len(queries) == 0 or len(self._current().ids) == 0:
-            return Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32), None)
-        ids, scores = self.nearest(self._encoder.encode_queries(list(queries)), k)
-        return Hits(ids, scores, None)
+            return np.zeros((len(queries), self._encoder.dim), np.float32)
+        return np.asarray(self._encoder.encode_queries(list(queries)), np.float32)
 
     def nearest(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids [n, k], -1 where there are fewer, and cosines of the passages nearest to vectors of length one."""
