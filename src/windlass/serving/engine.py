@@ -230,6 +230,9 @@ class Engine:
         now = self._time()
         self._drain(now)
         batch = self.scheduler.next_batch(now, self.kv)
+        for seq in batch.dropped:
+            late = DeadlineError("the request was given up: it could not be answered in time")
+            self._finish(seq, FinishReason.DEADLINE, now, error=late)
         if batch.items or batch.preempted:
             for item in batch.items:
                 self._dequeue(item.seq)

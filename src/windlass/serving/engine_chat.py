@@ -10,6 +10,7 @@ from dataclasses import replace
 from windlass.core.errors import Cancelled, ContextLengthError
 from windlass.core.settings import ServerSettings
 from windlass.models.generate import LocalModel
+from windlass.serving.adapters import register_installed
 from windlass.serving.async_engine import AsyncEngine
 from windlass.serving.local_engine import local_engine
 from windlass.serving.request import FinishReason, Request, SamplingParams, tokens_of
@@ -36,7 +37,8 @@ class EngineChat:
 
     @classmethod
     def start(cls, model: LocalModel, settings: ServerSettings) -> EngineChat:
-        """Put an engine under `model` as the settings say; its thread ends with `close`.
+        """Put an engine under `model` as the settings say, with the adapters that are installed for it; its thread
+        ends with `close`.
 
         Raises:
             UsageError: as `local_engine`.
@@ -47,6 +49,8 @@ class EngineChat:
             policy=settings.scheduler,
             tbt_slo_s=settings.tbt_slo_ms / 1000 or None,
         )
+        if engine.adapters is not None:
+            register_installed(engine.adapters.store)
         chat = cls(model, AsyncEngine(engine))
         chat.serve_tenants({}, settings.max_waiting)
         return chat
