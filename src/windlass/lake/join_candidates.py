@@ -394,7 +394,7 @@ def _features(
     head = head or (bool(own.about) and abbreviates(own.about[-1], parent_words) > 0)
     same = bool(other.about) and own.about == other.about
     named = any(alike(word, name) >= 0.75 for word in own.about for name in parent_words)
-    dense_parent, dense_child = _is_dense(key.profile), _is_dense(column.profile)
+    dense_parent, dense_child = key.profile.counts_up, column.profile.counts_up
     width = key.profile.high - key.profile.low
     spread = 1.0 if math.isnan(width) or width <= 0 else (column.profile.high - column.profile.low) / width
     about_itself = bool(set(own.about) & set(names[0].about)) or not own.about
@@ -430,13 +430,6 @@ def _features(
         ],
         np.float64,
     )
-
-
-def _is_dense(profile: ColumnProfile) -> bool:
-    """Whether a column counts from 0 or 1 without large gaps: such columns include one another by accident."""
-    if profile.column.type != "integer" or math.isnan(profile.low) or profile.low not in (0.0, 1.0):
-        return False
-    return profile.column.distinct >= 0.8 * (profile.high - profile.low + 1)
 
 
 def weights_toml(weights: Mapping[str, float], intercept: float, about: str) -> str:
