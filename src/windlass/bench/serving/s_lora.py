@@ -46,8 +46,8 @@ class _Size:
     pages: int
 
 
-FULL = _Size(48, 64, 16, (1, 16, 64, 128), 1400)
-QUICK = _Size(12, 32, 8, (1, 16, 64), 420)
+FULL = _Size(24, 64, 16, (1, 16, 64, 128), 900)
+QUICK = _Size(8, 32, 8, (1, 64, 128), 420)
 
 
 class _Served:
@@ -130,13 +130,13 @@ def _against_peers(
     timings = take_turns(sides, warm_up=False, progress=context.progress)
     ours[compared].run(prompts, chosen[compared], size.made)
     return [
-        *_speed_metrics(timings, size, peft.name if peft else "peft"),
+        *_speed_metrics(timings, size, peft.name if peft else "peft", peft.note if peft else ""),
         *_memory_metrics(ours[compared], padded, used),
         *_agreement(ours[compared].answers(), timings),
     ]
 
 
-def _speed_metrics(timings: dict[str, Timing], size: _Size, peft: str) -> list[Metric]:
+def _speed_metrics(timings: dict[str, Timing], size: _Size, peft: str, note: str) -> list[Metric]:
     """Tokens made a second, all requests at once, with 64 adapters against each peer, and with 128 against one."""
     tokens = size.requests * size.made
     judged = size is FULL
@@ -159,17 +159,16 @@ def _speed_metrics(timings: dict[str, Timing], size: _Size, peft: str) -> list[M
             least_ratio=target if judged else None, note="; ".join([*notes, note] if note else notes),
         )  # fmt: skip
 
-    note = PeftModel.note
     found = [
         compared("64 adapters", "peft swap", f"{peft} set_adapter", 4.0, note),
         compared("64 adapters", "peft mixed", f"{peft} adapter_names", 1.5, note),
         compared("64 adapters", "one at a time", "one adapter at a time in our engine", None),
         compared("64 adapters", "padded", "padded to rank 32", None),
-        compared("16 adapters", "1 adapters", "1 adapter", None),
     ]
-    most = max(size.adapters)
-    found.append(compared(f"{most} adapters", "1 adapters", "1 adapter", 0.75))
-    return found
+    return found + [
+        compared(f"{count} adapters", "1 adapters", "1 adapter", 0.75 if count == 128 else None)
+        for count in size.adapters[1:]
+    ]
 
 
 def _memory_metrics(ours: _Served, padded: _Served, used: list[int]) -> list[Metric]:
