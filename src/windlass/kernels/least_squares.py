@@ -18,6 +18,8 @@ from numba.extending import overload
 from windlass.kernels.compiled import compiled
 from windlass.kernels.distances import dot_row
 from windlass.kernels.simd import LANES, fma, load_float, splat, store_float
+
+
 def _dot(flat: Any, at: Any, x: Any) -> Any:
     """Dot product of `x` and what begins at `flat[at]`."""
 
@@ -251,9 +253,7 @@ def solve_rows_exactly(
 
 
 @compiled
-def leverages(
-    indptr: Any, indices: Any, fixed: Any, ridge: float, rows: Any, asked: Any, out: Any
-) -> None:
+def leverages(indptr: Any, indices: Any, fixed: Any, ridge: float, rows: Any, asked: Any, out: Any) -> None:
     """`f . (G + ridge count I)^-1 f` for pairs of a row, whose Gram matrix G is, and a row f of `fixed`.
 
     Args:
