@@ -23,13 +23,14 @@ from windlass.models.config import packing_obstacle
 from windlass.models.cpu_packing import pack
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
-from windlass.models.token_batch import TokenBatch, Wanted
+from windlass.models.token_batch import AttentionMass, TokenBatch, Wanted
 from windlass.models.weights import WeightSource, open_weights
 
 PREFILL_CHUNK = 256
 """Tokens of a prompt computed together."""
 MOST_THREADS = 8
 """More threads than memory channels only wait for each other."""
+_NO_BOUNDS = np.zeros(0, np.int64)
 
 
 class CpuEngine:
@@ -78,6 +79,11 @@ class CpuEngine:
         """Bytes of weights in memory; about the bytes of the file."""
         return self.packed.arena.nbytes + self.packed.floats.nbytes
 
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """Radians a position that each channel pair of a key is turned by, `[head_dim / 2]`."""
+        return self._frequencies
+
     def cache(self) -> SequenceCache:
         """An empty sequence."""
         return SequenceCache(self._pool)
@@ -121,13 +127,14 @@ class CpuEngine:
             check_tokens(np.array([token]), self.config, cache.length)
         return self._append([np.array([token]) for token in tokens], caches)[0]
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool) -> Floats:
+    def forward_tokens(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None = None) -> Floats:
         """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
 
         Args:
             batch: What to compute; its pages are owned by the caller.
             pool: Pages of this model's shape, made by `new_pool`. Nothing else may write to the pages of
                 the batch meanwhile.
+            mass: Where to note what the tokens attend to; costs about as much as attention itself.
 
         Returns:
             Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
@@ -136,18 +143,18 @@ class CpuEngine:
             UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
         """
         with self._lock:
-            self._require_valid(batch, pool)
-            return self._compute(batch, pool, greedy=False)[0]
+            self._require_valid(batch, pool, mass)
+            return self._compute(batch, pool, greedy=False, mass=mass)[0]
 
-    def forward_greedy(self, batch: TokenBatch, pool: PagePool) -> NDArray[np.int64]:
+    def forward_greedy(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None = None) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
 
         Raises:
             UsageError: as `forward_tokens`.
         """
         with self._lock:
-            self._require_valid(batch, pool)
-            return self._compute(batch, pool, greedy=True)[1]
+            self._require_valid(batch, pool, mass)
+            return self._compute(batch, pool, greedy=True, mass=mass)[1]
 
     def new_pool(self, *, pages: int | None = None, page_tokens: int = PAGE_TOKENS) -> PagePool:
         """A pool of this model's shape; with a budget of `pages`, or growing as needed."""
@@ -179,7 +186,9 @@ class CpuEngine:
                 cache.length = end
             return found
 
-    def _compute(self, batch: TokenBatch, pool: PagePool, *, greedy: bool) -> tuple[Floats, NDArray[np.int64]]:
+    def _compute(
+        self, batch: TokenBatch, pool: PagePool, *, greedy: bool, mass: AttentionMass | None = None
+    ) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
         self._sizes[cpu_tables.PAGE_TOKENS] = pool.page_tokens
@@ -192,8 +201,12 @@ class CpuEngine:
         step = cpu_tables.Batch(
             batch.ids, batch.positions, batch.rows, batch.slots, batch.visible, batch.context_pages,
             batch.context_starts, begins, batch.context_lengths, batch.context_offsets, batch.out_rows,
+            *((_NO_BOUNDS, _NO_BOUNDS) if mass is None else (mass.bounds, mass.offsets)),
         )  # fmt: skip
-        shared = (self._barrier, self._weights(), step, pool.data.reshape(-1), self._room_for(tokens, seen))
+        scratch = self._room_for(tokens, seen)
+        if mass is not None:
+            scratch = scratch._replace(mass=mass.shares.reshape(-1))
+        shared = (self._barrier, self._weights(), step, pool.data.reshape(-1), scratch)
         out = (logits.reshape(-1), best, chosen)
         self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared, *out))
         if not greedy:
@@ -204,7 +217,7 @@ class CpuEngine:
         by_thread, ids = best.reshape(threads, wanted), chosen.reshape(threads, wanted)
         return logits, np.where(by_thread == by_thread.max(axis=0), ids, self.config.vocab_size).min(axis=0)
 
-    def _require_valid(self, batch: TokenBatch, pool: PagePool) -> None:
+    def _require_valid(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None) -> None:
         config = self.config
         expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
         if pool.shape != expected:
@@ -215,6 +228,8 @@ class CpuEngine:
             vocab_size=config.vocab_size,
             max_position=config.max_position,
         )
+        if mass is not None:
+            mass.require_valid(batch)
 
     def _weights(self) -> cpu_tables.Weights:
         return cpu_tables.Weights(
@@ -283,6 +298,7 @@ class CpuEngine:
             tops=floats(tokens * -(-config.vocab_size // 16) if self.packed.has_coarse_head else 0),
             ranked=floats(threads, cpu_tables.CANDIDATES),
             candidates=np.zeros((threads, cpu_tables.CANDIDATES), np.int64),
+            mass=floats(0),
         )
 
 

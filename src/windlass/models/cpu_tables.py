@@ -19,7 +19,7 @@ ATTN_NORM, FFN_NORM, Q_NORM, K_NORM, WINDOW = range(5)
 HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOCKS, PAGE_TOKENS = range(9)
 """Entries of `sizes`."""
 TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, TURN_CALL = range(7)
-KEYS_CALL, FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL = range(7, 13)
+KEYS_CALL, FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL, MASS_CALL, MEASURE_CALL = range(7, 15)
 """Entries of `Weights.calls`: addresses of compiled functions."""
 TOKEN_GROUP = 64
 """Tokens that share one pass over a weight tile; their sums stay in the first-level cache."""
@@ -44,7 +44,7 @@ class Weights(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The arrays of a `TokenBatch`, int64, and where in its context each run begins."""
+    """The arrays of a `TokenBatch`, int64, where in its context each run begins, and those of an `AttentionMass`."""
 
     ids: Any
     positions: Any
@@ -57,6 +57,8 @@ class Batch(NamedTuple):
     lengths: Any
     offsets: Any
     wanted: Any
+    bounds: Any
+    bound_offsets: Any
 
 
 class Scratch(NamedTuple):
@@ -64,7 +66,8 @@ class Scratch(NamedTuple):
 
     `parts` holds what `attend` makes of each cell of a few tokens' contexts; of many tokens, `queries` and `states`
     hold a row each: turned queries, and what `attend` made of the chunks so far. `pair` is for the chunk that a thread
-    is merging. `tops` is the highest guess of each tile of the head, `candidates` the tiles with the highest `ranked`.
+    is merging. `mass` is the caller's, for one step. `tops` is the highest guess of each tile of the head, `candidates`
+    the tiles with the highest `ranked`.
     """
 
     x: Any
@@ -87,6 +90,7 @@ class Scratch(NamedTuple):
     pair: Any
     ranked: Any
     candidates: Any
+    mass: Any
 
 
 def _arrays(kind: Any, dimensions: int = 1) -> Any:
@@ -100,7 +104,7 @@ WEIGHTS = types.NamedTuple(  # type: ignore[no-untyped-call]
 )
 BATCH = types.NamedUniTuple(_I64, len(Batch._fields), Batch)  # type: ignore[no-untyped-call]
 _OF_SCRATCH = {"xq": _arrays(types.int8), "candidates": _I64_ROWS}
-_FLAT = ("x", "qkv", "mixed", "inner", "dx", "xsum", "parts", "tops")
+_FLAT = ("x", "qkv", "mixed", "inner", "dx", "xsum", "parts", "tops", "mass")
 SCRATCH = types.NamedTuple(  # type: ignore[no-untyped-call]
     [_OF_SCRATCH.get(name, _F32 if name in _FLAT else _F32_ROWS) for name in Scratch._fields], Scratch
 )

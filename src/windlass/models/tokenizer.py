@@ -182,6 +182,19 @@ class Tokenizer:
             UsageError: a message lacks a role or content, or the template refuses the conversation.
             ModelError: the template is broken or takes too long.
         """
+        return [token for tokens, _ in self.chat_pieces(messages) for token in tokens]
+
+    def chat_pieces(
+        self, messages: Sequence[Mapping[str, str]], texts: Sequence[str] = ()
+    ) -> list[tuple[list[int], int | None]]:
+        """As `chat`, cut where `texts` stand: token ids of each piece, and which of the texts it is.
+
+        Each piece is tokenized by itself, so a text has the same tokens wherever it stands. A text that the messages do
+        not hold, or that the template changed, is not found.
+
+        Raises:
+            UsageError, ModelError: as `chat`.
+        """
         for index, message in enumerate(messages):
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise UsageError(f"message {index} needs a role and a content, both text")
@@ -189,19 +202,36 @@ class Tokenizer:
             raise UsageError("a chat needs at least one message")
         if self.template is None:
             turns = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
-            return self.prompt(f"{turns}\n\nAssistant:")
+            plain = _cut(f"{turns}\n\nAssistant:", texts)
+            pieces = [(self.encode(text), index) for text, index in plain]
+            return self._begun(pieces)
         marks = _Marks(self._controls)
         hidden = [
             {**message, "role": marks.hide(message["role"]), "content": marks.hide(message["content"])}
             for message in messages
         ]
         rendered = self.template.render(hidden, self._names)
-        tokens: list[int] = []
-        for text, is_literal in marks.parts(rendered):
-            tokens += self.encode(text, control=not is_literal)
-        if self.add_bos and self.bos_id is not None and tokens[:1] != [self.bos_id]:
-            tokens.insert(0, self.bos_id)
-        return tokens
+        pieces = []
+        for piece, index in _cut(rendered, [marks.hide(text) for text in texts]):
+            parts = marks.parts(piece)
+            tokens = [token for text, is_literal in parts for token in self.encode(text, control=not is_literal)]
+            pieces.append((tokens, index))
+        return self._begun(pieces)
+
+    def _begun(self, pieces: list[tuple[list[int], int | None]]) -> list[tuple[list[int], int | None]]:
+        """`pieces` behind the token that begins a sequence, where the model wants one."""
+        if not self.add_bos or self.bos_id is None or (pieces and pieces[0][0][:1] == [self.bos_id]):
+            return pieces
+        return [([self.bos_id], None), *pieces]
+
+
+def _cut(text: str, parts: Sequence[str]) -> list[tuple[str, int | None]]:
+    """`text` in pieces, those that are one of `parts` with its number; of parts inside parts, the longer one."""
+    numbers = {part: number for number, part in reversed(list(enumerate(parts))) if part}
+    if not numbers:
+        return [(text, None)]
+    pieces = re.split("(" + "|".join(map(re.escape, sorted(numbers, key=len, reverse=True))) + ")", text)
+    return [(piece, numbers[piece] if place % 2 else None) for place, piece in enumerate(pieces) if piece]
 
 
 class _Marks:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from windlass.core.errors import EngineBug, PoolExhausted, UsageError
 from windlass.serving.kv_view import KVView, Span
 from windlass.serving.prefix_tree import Eviction, Match, PrefixKey, PrefixTree
-from windlass.serving.request import Sequence
+from windlass.serving.request import Request, Sequence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from windlass.serving.chunk_plan import ReusePlan
 
 Reserve = Literal["prompt", "full"]
 
@@ -35,6 +41,26 @@ class Pool(Protocol):
     def copy(self, page: int) -> int:
         """A page of one's own with the same content."""
         ...
+
+
+class ChunkReuse(Protocol):
+    """Keeps the keys and values of chunks; `chunk_cache.ChunkCache` is one. All but `fetch` on the engine's thread."""
+
+    def fetch(self, request: Request) -> None:
+        """Have the chunks of a request that is about to wait at hand; may read the disk, in any thread."""
+
+    def plan(self, seq: Sequence, known: int) -> ReusePlan | None:
+        """What of `seq` beyond its first `known` tokens is taken from chunks, or watched to become one."""
+        ...
+
+    def place(self, seq: Sequence) -> None:
+        """Write what was planned to the pages of `seq`, once."""
+
+    def watch(self, seq: Sequence, indices: NDArray[np.int64], shares: NDArray[np.float32]) -> None:
+        """Tokens `indices` of `seq` were computed and attended to this."""
+
+    def keep(self, seq: Sequence) -> None:
+        """Remember the chunks that `seq` computed, while it still has its pages."""
 
 
 class PageCounts:
@@ -89,6 +115,7 @@ class KVManager:
         share_prefixes: Keep pages for later prompts.
         revision: Names the weights; pages of other weights never match.
         eviction: Which cached pages go first.
+        chunks: Where chunks of prompts are kept for other contexts than their own; None: nowhere.
 
     Raises:
         UsageError: there is not a single page.
@@ -104,6 +131,7 @@ class KVManager:
         share_prefixes: bool = True,
         revision: str = "",
         eviction: Eviction = "lru",
+        chunks: ChunkReuse | None = None,
     ) -> None:
         if pages < 1 or page_tokens < 1:
             raise UsageError(f"{pages} pages of {page_tokens} tokens hold nothing", hint="give the cache more memory")
@@ -114,6 +142,7 @@ class KVManager:
         self.share_prefixes = share_prefixes
         self.tree = PrefixTree(page_tokens, self._is_idle, eviction)
         self.hit_tokens = 0
+        self.chunks = chunks
         self._revision = revision
         self._taken = 0
         self._idle = 0
@@ -162,7 +191,7 @@ class KVManager:
         view.extend(self._take(missing))
         seq.view, seq.node, seq.published = view, match.node, match.n_tokens
         self.hit_tokens += match.n_tokens
-        return match.n_tokens
+        return match.n_tokens if self.chunks is None else self._take_chunks(seq, match.n_tokens)
 
     def grow(self, seq: Sequence, count: int) -> bool:
         """Make room for `count` more tokens, the page they begin in owned alone; False when there is none."""
@@ -189,6 +218,7 @@ class KVManager:
         """Take the pages back; with `keep`, full ones stay findable until others need the room."""
         if seq.view is None:
             return
+        seq.todo = None
         if keep:
             self.publish(seq)
         if seq.node is not None and seq.published:
@@ -207,7 +237,7 @@ class KVManager:
         if not (self.share_prefixes and seq.request.cache) or view is None or len(view.spans) != 1 or seq.node is None:
             return
         node = seq.node
-        while seq.published + size <= seq.computed:
+        while seq.published + size <= seq.exact:
             place = seq.published // size
             page = view.spans[0].pages[place]
             node, fresh = self.tree.insert(node, seq.tokens[seq.published : seq.published + size], page)
@@ -289,6 +319,16 @@ class KVManager:
                 spare = span.pages[len(span.used(self.page_tokens)) :]
                 if any(expected[page] != 1 for page in spare):
                     raise EngineBug("a page that is about to be written has two owners")
+
+    def _take_chunks(self, seq: Sequence, known: int) -> int:
+        """Plan what of the prompt is taken from chunks; how many tokens then stand at its beginning."""
+        assert self.chunks is not None and seq.view is not None
+        seq.reuse = self.chunks.plan(seq, known)
+        if seq.reuse is None or not seq.reuse.taken:
+            return known
+        seq.todo = seq.reuse.todo(len(seq.tokens))
+        seq.view.advance(int(seq.todo[0]) - known)
+        return int(seq.todo[0])
 
     def _match(self, seq: Sequence) -> Match:
         key = PrefixKey(seq.request.tenant, seq.request.adapter, self._revision)

@@ -72,7 +72,7 @@ class QueuePolicy(ABC):
         return [seq for seq in self.running.values() if seq.state is state and seq.id not in self._in_flight]
 
     def _put(self, batch: Batch, seq: Sequence, count: int) -> None:
-        batch.items.append(WorkItem(seq, count, "decode" if seq.state is State.DECODE else "prefill", seq.computed))
+        batch.items.append(WorkItem.next_of(seq, count, "decode" if seq.state is State.DECODE else "prefill"))
         self._in_flight.add(seq.id)
 
     def _add_decodes(self, batch: Batch, kv: KVManager) -> None:
