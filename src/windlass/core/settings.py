@@ -19,6 +19,15 @@ from windlass.core.errors import UsageError
 FILE_NAME = "windlass.toml"
 PREFIX = "WINDLASS_"
 
+# Variables that belong to one machine or one run, not to a folder, and so have no line in `windlass.toml`.
+OTHER_VARIABLES = {
+    "WINDLASS_API_KEY": "The key sent to a model server named by URL; `OPENAI_API_KEY` is read when it is not set.",
+    "WINDLASS_CALIBRATION": "The file that `windlass doctor --calibrate` writes this machine's measured speeds to.",
+    "WINDLASS_ISA": "The instructions that kernels are compiled for: avx512vnni, avxvnni, avx2, neon or generic.",
+    "WINDLASS_MODELS": "The folder that fetched models lie in.",
+    "WINDLASS_SHARED_DATA": "The folder of public data that some benchmarks read.",
+}
+
 Value = TypeVar("Value", int, float, str)
 
 
@@ -272,8 +281,8 @@ def _entries_of_environment(environment: Mapping[str, str]) -> list[tuple[str, o
         if variable in known:
             name = known[variable]
             entries.append((name, _parse(name, text), f"the environment variable {variable}"))
-        elif variable.startswith(PREFIX):
-            # Other WINDLASS_ variables exist that are no settings; only what looks meant as one is refused.
+        elif variable.startswith(PREFIX) and variable not in OTHER_VARIABLES:
+            # A WINDLASS_ variable may be another program's; only what looks meant as a setting is refused.
             nearest = _nearest(variable, list(known))
             if variable.startswith(sections) or nearest:
                 raise UsageError(

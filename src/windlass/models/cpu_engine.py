@@ -149,12 +149,17 @@ class CpuEngine:
     def forward_greedy(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None = None) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
 
+        Where logits are no numbers, the id is `vocab_size`, which no token has.
+
         Raises:
             UsageError: as `forward_tokens`.
         """
         with self._lock:
             self._require_valid(batch, pool, mass)
-            return self._compute(batch, pool, greedy=True, mass=mass)[1]
+            logits, chosen = self._compute(batch, pool, greedy=True, mass=mass)
+            if len(logits):
+                chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
+            return chosen
 
     def new_pool(self, *, pages: int | None = None, page_tokens: int = PAGE_TOKENS) -> PagePool:
         """A pool of this model's shape; with a budget of `pages`, or growing as needed."""
@@ -215,7 +220,9 @@ class CpuEngine:
             return logits, logits.argmax(axis=1)
         # Of the threads that found the highest logit, the one with the lowest id; as `argmax` breaks ties.
         by_thread, ids = best.reshape(threads, wanted), chosen.reshape(threads, wanted)
-        return logits, np.where(by_thread == by_thread.max(axis=0), ids, self.config.vocab_size).min(axis=0)
+        highest = by_thread.max(axis=0)
+        winners = (by_thread == highest) & np.isfinite(highest)
+        return logits, np.where(winners, ids, self.config.vocab_size).min(axis=0)
 
     def _require_valid(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None) -> None:
         config = self.config

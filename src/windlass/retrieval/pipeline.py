@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from windlass.core import settings as settings_module
 from windlass.core.errors import ModelError, NotFound, UsageError
 from windlass.core.progress import Progress, Silent
-from windlass.core.settings import Settings
+from windlass.core.settings import ServerSettings, Settings
 from windlass.core.workspace import Workspace
 from windlass.lake.scan import Catalog, ScanDelta
 from windlass.lake.stored import document_text
@@ -98,6 +98,7 @@ class Pipeline:
         self.settings = settings
         self._encoder = encoder
         self._model = model
+        self._own_model: ChatModel | None = None
         self._loading = threading.RLock()
         self._notices: dict[str, str] = {}
         self._skipped: list[tuple[str, str]] = []
@@ -152,9 +153,12 @@ class Pipeline:
         with self._loading:
             if not isinstance(self._model, str):
                 return self._model
-            loaded = self._load("model", _load_model, self.settings.models.decoder)
+            loaded = self._load(
+                "model", lambda name: _load_model(name, self.settings.server), self.settings.models.decoder
+            )
             if loaded is not None:
                 self._model = loaded
+                self._own_model = loaded
             return loaded
 
     @property
@@ -348,6 +352,11 @@ class Pipeline:
         return self.workspace.generation()
 
     def close(self) -> None:
+        """End the threads of a model that was loaded here, and close the workspace."""
+        from windlass.serving.engine_chat import EngineChat
+
+        if isinstance(self._own_model, EngineChat):
+            self._own_model.close()
         self.workspace.close()
 
     def __enter__(self) -> Pipeline:
@@ -425,15 +434,18 @@ def _load_encoder(name: str, precision: str) -> Encoder:
     return BertEncoder.load(locate(name), precision="float32" if precision == "float32" else "int8")
 
 
-def _load_model(name: str) -> ChatModel:
+def _load_model(name: str, settings: ServerSettings) -> ChatModel:
     if name.startswith(("http://", "https://")):
         from windlass.models.remote import RemoteModel
 
         return RemoteModel(name)
+    from windlass.models.cpu_engine import CpuEngine
     from windlass.models.generate import LocalModel
     from windlass.models.store import locate
+    from windlass.serving.engine_chat import EngineChat
 
-    return LocalModel.load(locate(name))
+    model = LocalModel.load(locate(name))
+    return EngineChat.start(model, settings) if isinstance(model.decoder, CpuEngine) else model
 
 
 def _check_query(query: str, k: int) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from windlass.models.config import ModelConfig
 from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import AttentionMass, TokenBatch
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
-from windlass.serving.sampling import Floats, Mask, sample
+from windlass.serving.sampling import Floats, Mask, not_numbers, sample
 
 
 class PagedModel(Protocol):
@@ -25,8 +26,17 @@ class PagedModel(Protocol):
         ...
 
 
+@runtime_checkable
+class GreedyPagedModel(Protocol):
+    """One that finds the likeliest tokens without computing all logits."""
+
+    def forward_greedy(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None = None) -> NDArray[np.int64]:
+        """int64 [len(batch.out_rows)]."""
+        ...
+
+
 class NumbaExecutor:
-    """The real model, on the processor.
+    """The real model, on the processor. Batches that need no logits do not compute them all.
 
     Args:
         model: Computes a batch of tokens.
@@ -52,10 +62,31 @@ class NumbaExecutor:
         mass = attention_mass(batch.items)
         # A model that notes nothing is still welcome as long as nobody asks.
         options = {} if mass is None else {"mass": mass}
-        result = run_batch(
-            batch, lambda tokens: self._model.forward_tokens(tokens, self._pool, **options), self._mask, self._clock
-        )
+        if isinstance(self._model, GreedyPagedModel) and self._mask is None and only_greedy(batch):
+            result = self._run_greedy(self._model, batch, options)
+        else:
+            result = run_batch(
+                batch, lambda tokens: self._model.forward_tokens(tokens, self._pool, **options), self._mask, self._clock
+            )
         return result if mass is None else with_shares(result, batch.items, mass)
+
+    def _run_greedy(self, model: GreedyPagedModel, batch: Batch, options: dict[str, AttentionMass]) -> StepResult:
+        started, result = self._clock(), StepResult({}, 0.0)
+        ids = model.forward_greedy(token_batch(batch.items), self._pool, **options).tolist()
+        sampling = [item.seq.id for item in batch.items if item.samples]
+        for name, token in zip(sampling, ids, strict=True):
+            if token < self._model.config.vocab_size:
+                result.tokens[name] = Sampled(token)
+            else:
+                result.failed[name] = not_numbers(name)
+        result.duration_s = self._clock() - started
+        return result
+
+
+def only_greedy(batch: Batch) -> bool:
+    """Whether nobody in the batch needs logits: every new token is the likeliest, and none is to be rated."""
+    wanted = (item.seq.request.params for item in batch.items if item.samples)
+    return all(params.plain_greedy and params.logprobs is None for params in wanted)
 
 
 def run_batch(

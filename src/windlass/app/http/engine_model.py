@@ -5,50 +5,34 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from windlass.app.http.engine_call import EngineCall
 from windlass.app.http.metrics import Metrics
 from windlass.app.http.openai_schema import SamplingBody, WindlassOptions
 from windlass.app.http.replies import ApiError
 from windlass.app.http.tenants import Tenant
-from windlass.core.settings import ServerSettings
-from windlass.serving.async_engine import AsyncEngine
-from windlass.serving.engine import EngineConfig
-from windlass.serving.local_engine import local_engine
+from windlass.serving.engine_chat import EngineChat
 from windlass.serving.request import Request, SamplingParams, tokens_of
-
-if TYPE_CHECKING:
-    from windlass.models.generate import LocalModel
 
 # No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
 LONGEST_TOKEN = 64
 
 
 class EngineModel:
-    """One model and its engine, running.
+    """The model of a folder for the clients of one server. Ending the server leaves the model to its owner.
 
     Args:
-        model: A model on the compiled engine.
-        settings: Memory for keys and values, the scheduler, and what it promises.
+        chat: The model and its engine, running.
         weights: Shares of tenants.
-        waiting: Answers that may wait.
+        waiting: Answers of one tenant that may wait.
     """
 
-    def __init__(
-        self, model: LocalModel, settings: ServerSettings, *, weights: Mapping[str, float], waiting: int
-    ) -> None:
-        self.model = model
+    def __init__(self, chat: EngineChat, *, weights: Mapping[str, float], waiting: int) -> None:
+        self.chat, self.model, self.engine = chat, chat.model, chat.engine
         self._waiting = waiting
-        engine = local_engine(
-            model,
-            memory_bytes=settings.kv_cache_mb << 20,
-            policy=settings.scheduler,
-            tbt_slo_s=settings.tbt_slo_ms / 1000 or None,
-            weights=weights,
-            config=EngineConfig(max_queue=4 * waiting, max_queue_per_tenant=waiting),
-        )
-        self.engine = AsyncEngine(engine)
+        self._closing = False
+        self._open: set[EngineCall] = set()
+        chat.serve_tenants(weights, waiting)
 
     def start(
         self,
@@ -71,9 +55,11 @@ class EngineModel:
             answers: For each prompt; None: what the body says.
 
         Raises:
-            ApiError: A prompt and its answer do not fit the context, or a token is not one.
+            ApiError: A prompt and its answer do not fit the context, a token is not one, or the server is stopping.
             QueueFull: Too many wait.
         """
+        if self._closing:
+            raise ApiError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
         room, size = self.model.context_length, self.model.tokenizer.size
         requests = []
         for prompt in prompts:
@@ -86,7 +72,10 @@ class EngineModel:
             params = body.params(limit, answers)
             self._require_tokens(params)
             requests.append(_request(prompt, params, tenant, body.windlass))
-        return EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
+        call = EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
+        self._open.add(call)
+        call.when_done(lambda: self._open.discard(call))
+        return call
 
     @property
     def busy(self) -> bool:
@@ -113,11 +102,13 @@ class EngineModel:
 
     def stop_admission(self) -> None:
         """Take nothing new; what runs goes on."""
-        self.engine.stop_admission()
+        self._closing = True
 
     def close(self) -> None:
-        """Cancel everything and end the engine's thread."""
-        self.engine.close()
+        """Cancel what the server's clients still wait for."""
+        self._closing = True
+        for call in list(self._open):
+            call.cancel()
 
     def _require_tokens(self, params: SamplingParams) -> None:
         size = self.model.tokenizer.size
