@@ -55,7 +55,7 @@ def place(
         data: uint16, the pool, flat [pages, layers, 2, heads, page_tokens, size].
         pages, start: The pages written to, and the slot of the first of them where the first token goes.
     """
-    twice, turned = np.empty(2 * size, np.float32), np.empty(size, np.float32)
+    twice, turned, one = np.empty(2 * size, np.float32), np.empty(size, np.float32), 1.0
     for at in range(count):
         page, row = pages[(start + at) // page_tokens], (start + at) % page_tokens
         for layer in range(layers):
@@ -68,7 +68,7 @@ def place(
                     value = load_half(source, key_from + i)
                     store_float(twice, i, value)
                     store_float(twice, size + i, value)
-                rotate(twice, 0, size, cosine, sine, 0, interleaved, np.float32(1), turned, 0)
+                rotate(twice, 0, size, cosine, sine, 0, interleaved, one, turned, 0)
                 remember(turned, 0, size, data, key_to)
                 for i in range(size):
                     data[value_to + i] = source[value_from + i]

@@ -50,7 +50,7 @@ class ChunkOptions:
         UsageError: a value makes no sense.
     """
 
-    alpha: float = 1.0
+    alpha: float = 0.5
     head_tokens: int = 8
     max_variants: int = 5
     memory_bytes: int = 256 << 20

@@ -62,6 +62,9 @@ class ChunkReuse(Protocol):
     def keep(self, seq: Sequence) -> None:
         """Remember the chunks that `seq` computed, while it still has its pages."""
 
+    def close(self) -> None:
+        """Write what waits to be written."""
+
 
 class PageCounts:
     """A pool of pages without content: for schedules that are simulated and for tests of the accounting."""
