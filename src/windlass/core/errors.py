@@ -132,6 +132,16 @@ class PoolExhausted(WindlassError):
     http_status = 503
 
 
+class AdapterError(UsageError):
+    """An adapter cannot be used: its files are broken, or it belongs to another model."""
+
+
+class AdapterNotFound(AdapterError):
+    """No adapter of that name is registered, or none that this caller may use."""
+
+    http_status = 404
+
+
 class QueueFull(Busy):
     """Too many requests wait already; `retry_after` is the number of seconds after which a place is likely."""
 
