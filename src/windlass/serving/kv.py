@@ -168,19 +168,25 @@ class KVManager:
         """Tokens that the whole memory holds."""
         return self.total_pages * self.page_tokens
 
-    def can_admit(self, seq: Sequence, reserve: Reserve = "prompt") -> bool:
+    def can_admit(self, seq: Sequence, reserve: Reserve = "prompt", *, behind: KVView | None = None) -> bool:
         """Whether pages for its whole prompt, and one token more, can be had while some stay free for the others."""
-        return self._missing(seq, self._match(seq), reserve) <= self._available(self._match(seq))
+        match = self._match(seq) if behind is None else self._shared(seq, behind)
+        return self._missing(seq, match, reserve) <= self._available(match)
 
-    def admit(self, seq: Sequence, reserve: Reserve = "prompt") -> int:
+    def admit(self, seq: Sequence, reserve: Reserve = "prompt", *, behind: KVView | None = None) -> int:
         """Give a waiting sequence its pages; how many of its tokens are computed already.
+
+        Args:
+            seq: Who.
+            reserve: Pages for its prompt, or for everything that it may make.
+            behind: A context that it begins with, up to any token of a page; None: what the prefix tree has.
 
         Raises:
             PoolExhausted: there are not enough; nothing was taken.
         """
         if seq.view is not None:
             raise EngineBug(f"sequence {seq.id} is admitted twice")
-        match = self._match(seq)
+        match = self._match(seq) if behind is None else self._shared(seq, behind)
         missing = self._missing(seq, match, reserve)
         if missing > self._available(match):
             raise PoolExhausted(f"{missing} pages are needed for {seq.id}, {self._available(match)} can be had")
@@ -191,10 +197,11 @@ class KVManager:
         if not self._make_room(missing):
             view.release()
             raise PoolExhausted(f"{missing} pages are needed for {seq.id}, and cached ones are not free to go")
-        view.extend(self._take(missing))
+        known = match.n_tokens if behind is None else self._begin_page(seq, view, behind)
+        view.extend(self._take(missing - (known > match.n_tokens)))
         seq.view, seq.node, seq.published = view, match.node, match.n_tokens
-        self.hit_tokens += match.n_tokens
-        return match.n_tokens if self.chunks is None else self._take_chunks(seq, match.n_tokens)
+        self.hit_tokens += known
+        return known if self.chunks is None else self._take_chunks(seq, known)
 
     def grow(self, seq: Sequence, count: int) -> bool:
         """Make room for `count` more tokens, the page they begin in owned alone; False when there is none."""
@@ -339,6 +346,22 @@ class KVManager:
             return Match(self.tree.root(key), 0, ())
         # The last token is computed again even when it is known: without its query there are no logits.
         return self.tree.match(key, seq.tokens[: len(seq.tokens) - 1])
+
+    def _shared(self, seq: Sequence, behind: KVView) -> Match:
+        """The full pages of `behind` that `seq` can begin with, as a match that leads nowhere in the tree."""
+        count = min(behind.n_tokens, len(seq.tokens) - 1) // self.page_tokens
+        root = self.tree.root(PrefixKey(seq.request.tenant, seq.request.adapter, self._revision))
+        return Match(root, count * self.page_tokens, tuple(behind.pages[:count]))
+
+    def _begin_page(self, seq: Sequence, view: KVView, behind: KVView) -> int:
+        """Copy what `behind` has in the page after its full ones; how many tokens `view` then holds."""
+        known = min(behind.n_tokens, len(seq.tokens) - 1)
+        if known > view.n_tokens:
+            page = self.pool.copy(behind.pages[view.n_tokens // self.page_tokens])
+            self._taken += 1
+            view.extend([page])
+            view.advance(known - view.n_tokens)
+        return known
 
     def _missing(self, seq: Sequence, match: Match, reserve: Reserve) -> int:
         longest = max(seq.longest, len(seq.tokens))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from windlass.core.errors import EngineBug, UsageError
 
 if TYPE_CHECKING:
+    from windlass.serving.batch_planner import BatchPlan
     from windlass.serving.chunk_plan import ReusePlan
     from windlass.serving.kv_view import KVView
     from windlass.serving.prefix_tree import Node
@@ -142,6 +143,13 @@ class Segment:
     content_id: bytes | None = None
 
 
+class PlannedMember(NamedTuple):
+    """One prompt of a batch whose shared beginnings were planned."""
+
+    plan: BatchPlan
+    member: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One call.
@@ -150,6 +158,7 @@ class Request:
         id: Unique among the requests that are under way.
         prompt: int32 [T], T >= 1.
         tenant: Whose it is: shares no cached prefix with other tenants, and is what fairness is between.
+        shared: Its place in a planned batch, which says what it has in common with the others.
         arrival: When it was made, on the engine's clock.
         deadline: When it must be done, on the same clock.
         priority: Larger goes first, among the requests of its tenant where tenants share fairly.
@@ -170,6 +179,7 @@ class Request:
     priority: int = 0
     cache: bool = True
     reuse_chunks: bool = False
+    shared: PlannedMember | None = None
     arrival: float = 0.0
     deadline: float | None = None
 
