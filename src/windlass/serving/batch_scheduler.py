@@ -171,9 +171,13 @@ class BatchScheduler(StallFree):
         if not kv.can_admit(seq, "full", behind=behind):
             if any(running.request.shared is not None for running in self.running.values()):
                 return False
-            # Nobody of a batch runs who could make room: contexts kept for later do.
-            self._forget(progress, but=behind)
-            if not kv.can_admit(seq, "full", behind=behind):
+            # Nobody of a batch runs who could make room: contexts kept for later do, its own the last.
+            for keep in (behind, None):
+                self._forget(progress, but=keep)
+                behind = keep
+                if kv.can_admit(seq, "full", behind=behind):
+                    break
+            else:
                 return False
         try:
             seq.computed = kv.admit(seq, "full", behind=behind)

@@ -397,6 +397,8 @@ class Engine:
                 continue
             if self.kv.chunks is not None and seq.id in result.shares:
                 self.kv.chunks.watch(seq, item.indices, result.shares[seq.id])
+            if item.kind == "probe":
+                continue
             seq.advance(item.n_tokens)
             if item.n_tokens > 1 or seq.computed % self.kv.page_tokens == 0:
                 self.kv.publish(seq)

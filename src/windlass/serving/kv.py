@@ -336,9 +336,9 @@ class KVManager:
         seq.reuse = self.chunks.plan(seq, known)
         if seq.reuse is None or not seq.reuse.taken:
             return known
-        seq.todo = seq.reuse.todo(len(seq.tokens))
-        seq.view.advance(int(seq.todo[0]) - known)
-        return int(seq.todo[0])
+        seq.computed = known
+        seq.set_todo(seq.reuse.todo(len(seq.tokens)))
+        return seq.computed
 
     def _match(self, seq: Sequence) -> Match:
         key = PrefixKey(seq.request.tenant, seq.request.adapter, self._revision)
@@ -369,7 +369,7 @@ class KVManager:
         return -(-tokens // self.page_tokens) - len(match.pages)
 
     def _available(self, match: Match) -> int:
-        revived = sum(self._is_idle(page) for page in match.pages)
+        revived = sum(self._is_idle(page) and page in self.tree for page in match.pages)
         kept = self.watermark_pages if self._open else 0
         return self.free_pages + self._idle - revived - kept
 

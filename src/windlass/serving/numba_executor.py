@@ -108,7 +108,12 @@ def run_batch(
 
 def attention_mass(items: list[WorkItem]) -> AttentionMass | None:
     """Room for what the tokens of a batch attend to; None when no sequence asks."""
-    bounds = [item.seq.reuse.bounds if item.kind == "prefill" and item.seq.reuse is not None else () for item in items]
+    bounds = [
+        () if item.kind == "decode" or item.seq.reuse is None
+        else range(1, item.stop + 1) if item.kind == "probe"
+        else item.seq.reuse.bounds
+        for item in items
+    ]  # fmt: skip
     return AttentionMass.over(bounds, sum(item.n_tokens for item in items)) if any(bounds) else None
 
 
