@@ -21,7 +21,6 @@ from tests.models.test_cpu_engine import (
     RoundedDecoder,
     Unpacked,
     relative,
-    round_activations,
     shape,
     write,
 )
@@ -54,7 +53,7 @@ def run(engine: CpuEngine, tables: AdapterTables, pool: PagePool, parts: list[tu
     batch = TokenBatch.contiguous(tokens, pages, [0] * len(parts), pool.page_tokens, wanted="every")
     slots = np.concatenate([np.full(len(part), slot, np.int64) for part, slot in parts])
     logits = engine.forward_tokens(batch, pool, TokenAdapters(slots, tables))
-    for page in sum(pages, []):
+    for page in [page for part in pages for page in part]:
         pool.release(page)
     return logits
 
@@ -206,7 +205,10 @@ BAD_TENSORS: dict[str, tuple[Any, str]] = {
     "half is missing": (lambda tensors: tensors.pop(OTHER), "counterpart"),
     "no such layer": (lambda tensors: tensors.update({FIRST.replace("0", "9"): tensors[FIRST]}), "layer 9"),
     "unknown target": (lambda tensors: tensors.update({FIRST.replace("q_proj", "x_proj"): tensors[FIRST]}), "x_proj"),
-    "embedding": (lambda tensors: tensors.update({"base_model.model.lm_head.lora_A.weight": tensors[FIRST]}), "lm_head"),
+    "embedding": (
+        lambda tensors: tensors.update({"base_model.model.lm_head.lora_A.weight": tensors[FIRST]}),
+        "lm_head",
+    ),
     "integers": (lambda tensors: tensors.update({FIRST: np.zeros((8, 64), np.int32)}), "int32"),
     "empty": (lambda tensors: tensors.clear(), "empty"),
 }

@@ -84,7 +84,7 @@ class Model:
     def search_params(self) -> dict[str, Any]:
         """Under which a search must find the true nearest rows."""
         everything = {"postings": {"margin": 1e6, "max_postings": 1_000_000, "probed": 1.0}}
-        everything["tenant-tree"] = {"least": 1_000_000}
+        everything["tenant-tree"] = {"least": 1_000_000, "refine": 1_000_000}
         return everything.get(self.kind, {})
 
     def _score(self, query: np.ndarray, vector: np.ndarray) -> float:

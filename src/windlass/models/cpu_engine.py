@@ -158,7 +158,13 @@ class CpuEngine:
             updates = self._updates(batch, pool, adapters)
             return self._compute(batch, pool, greedy=False, adapters=updates, mass=mass)[0]
 
-    def forward_greedy(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None = None) -> NDArray[np.int64]:
+    def forward_greedy(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
 
         Where logits are no numbers, the id is `vocab_size`, which no token has.
@@ -168,7 +174,8 @@ class CpuEngine:
         """
         with self._lock:
             self._require_valid(batch, pool, mass)
-            logits, chosen = self._compute(batch, pool, greedy=True, mass=mass)
+            updates = self._updates(batch, pool, adapters)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=updates, mass=mass)
             if len(logits):
                 chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
             return chosen

@@ -59,10 +59,11 @@ class WorkItem:
 
 @dataclass(slots=True)
 class Batch:
-    """One step. `preempted` lost their pages to make room for it."""
+    """One step. `preempted` lost their pages to make room for it; `dropped` will never run."""
 
     items: list[WorkItem] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    dropped: list[Sequence] = field(default_factory=list)
 
     @property
     def n_tokens(self) -> int:

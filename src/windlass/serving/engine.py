@@ -25,6 +25,7 @@ from windlass.serving.metrics import EngineMetrics
 from windlass.serving.request import FinishReason, Request, Sequence, State, sequences_of
 
 if TYPE_CHECKING:
+    from windlass.serving.adapters import EngineAdapters
     from windlass.serving.chunk_cache import ChunkOptions
     from windlass.serving.schedule_trace import ScheduleTrace
 
@@ -161,6 +162,7 @@ class Engine:
         end_ids: Tokens with which the model ends an answer.
         text: Makes the text of an answer; None: tokens only.
         trace: Where every step is noted, to be replayed.
+        adapters: Those that requests may name, on the books of `kv`; None: none.
     """
 
     def __init__(
@@ -174,10 +176,12 @@ class Engine:
         end_ids: Iterable[int] = (),
         text: Callable[[Sequence], AnswerText] | None = None,
         trace: ScheduleTrace | None = None,
+        adapters: EngineAdapters | None = None,
     ) -> None:
         self.executor, self.scheduler, self.kv = executor, scheduler, kv
         self.config = config or EngineConfig()
         self.metrics = EngineMetrics()
+        self.adapters = adapters
         self.end_ids = frozenset(end_ids)
         self._clock, self._now = clock, -math.inf
         self._text, self._trace = text, trace
@@ -200,6 +204,7 @@ class Engine:
             ContextLengthError: prompt and answer together fit neither the model nor the memory.
             QueueFull: too many wait already.
             DeadlineError: what waits before it takes longer than it has.
+            AdapterNotFound: there is no such adapter.
             UsageError: its id is in use.
         """
         self._require_memory(request)
@@ -210,6 +215,8 @@ class Engine:
             if request.id in self._handles:
                 raise UsageError(f"a request with the id {request.id!r} is under way")
             self._require_place(request)
+            if self.adapters is not None:
+                self.adapters.claim(request, self.kv.page_tokens, self.kv.total_pages)
             self._handles[request.id] = handle
             for seq in handle.sequences:
                 self._enqueue(seq)
@@ -234,6 +241,9 @@ class Engine:
         now = self._time()
         self._drain(now)
         batch = self.scheduler.next_batch(now, self.kv)
+        for seq in batch.dropped:
+            late = DeadlineError("the request was given up: it could not be answered in time")
+            self._finish(seq, FinishReason.DEADLINE, now, error=late)
         if batch.items or batch.preempted:
             for item in batch.items:
                 self._dequeue(item.seq)
@@ -279,7 +289,7 @@ class Engine:
 
     def retry_after(self) -> int:
         """Seconds until what waits now is probably done, 1 to 60."""
-        rate = self.metrics.tokens_per_second
+        rate = self.metrics.prompt_rate
         return max(1, min(60, math.ceil(self._queued_tokens / rate))) if rate else 5
 
     # Coming in
@@ -309,9 +319,9 @@ class Engine:
     def _deadline_missed(self, request: Request) -> bool:
         if request.deadline is None:
             return False
-        rate = self.metrics.tokens_per_second
-        ahead = (self._queued_tokens + len(request.prompt)) / rate if rate else 0.0
-        return self._clock.now() + ahead > request.deadline
+        prompts, others = self._queued_tokens + len(request.prompt), bool(self._fresh)
+        seconds = self.metrics.seconds_for(prompts, request.params.max_tokens, others=others)
+        return self._clock.now() + seconds > request.deadline
 
     def _enqueue(self, seq: Sequence) -> None:
         self._fresh[seq.id] = seq
@@ -472,6 +482,8 @@ class Engine:
         self._events.append(event)
         if handle.done:
             del self._handles[event.request_id]
+            if self.adapters is not None:
+                self.adapters.release(handle.request)
 
     def _release(self) -> None:
         for seq in self._over:

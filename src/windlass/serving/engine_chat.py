@@ -11,6 +11,7 @@ from pathlib import Path
 from windlass.core.errors import Cancelled, ContextLengthError
 from windlass.core.settings import ServerSettings
 from windlass.models.generate import LocalModel
+from windlass.serving.adapters import register_installed
 from windlass.serving.async_engine import AsyncEngine
 from windlass.serving.chunk_cache import ChunkOptions
 from windlass.serving.engine import EngineConfig, RequestHandle
@@ -80,7 +81,8 @@ class EngineChat:
 
     @classmethod
     def start(cls, model: LocalModel, settings: ServerSettings, chunk_folder: Path | None = None) -> EngineChat:
-        """Put an engine under `model` as the settings say; its thread ends with `close`.
+        """Put an engine under `model` as the settings say, with the adapters that are installed for it; its thread
+        ends with `close`.
 
         Args:
             model: A model on the compiled engine.
@@ -100,6 +102,8 @@ class EngineChat:
             policy=settings.scheduler,
             tbt_slo_s=settings.tbt_slo_ms / 1000 or None,
         )
+        if engine.adapters is not None:
+            register_installed(engine.adapters.store)
         chat = cls(model, AsyncEngine(engine))
         chat.serve_tenants({}, settings.max_waiting)
         return chat

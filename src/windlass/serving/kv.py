@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from windlass.core.errors import EngineBug, PoolExhausted, UsageError
+from windlass.serving.adapter_pages import AdapterPages
 from windlass.serving.kv_view import KVView, Span
 from windlass.serving.prefix_tree import Eviction, Match, PrefixKey, PrefixTree
 from windlass.serving.request import Request, Sequence
@@ -95,12 +96,14 @@ class PageCounts:
 
 @dataclass(frozen=True, slots=True)
 class PageStats:
-    """Pages by state. `cached` ones are held by the prefix tree alone and go when others need them."""
+    """Pages by state. `cached` ones are held by the prefix tree alone and go when others need them, as those of
+    `adapters` that nobody runs with."""
 
     total: int
     free: int
     cached: int
     used: int
+    adapters: int = 0
 
 
 class KVManager:
@@ -118,6 +121,7 @@ class KVManager:
         share_prefixes: Keep pages for later prompts.
         revision: Names the weights; pages of other weights never match.
         eviction: Which cached pages go first.
+        adapters: The books of adapters in the same pool; None when no request has any.
         chunks: Where chunks of prompts are kept for other contexts than their own; None: nowhere.
 
     Raises:
@@ -134,6 +138,7 @@ class KVManager:
         share_prefixes: bool = True,
         revision: str = "",
         eviction: Eviction = "lru",
+        adapters: AdapterPages | None = None,
         chunks: ChunkReuse | None = None,
     ) -> None:
         if pages < 1 or page_tokens < 1:
@@ -145,6 +150,7 @@ class KVManager:
         self.share_prefixes = share_prefixes
         self.tree = PrefixTree(page_tokens, self._is_idle, eviction)
         self.hit_tokens = 0
+        self.adapters = adapters or AdapterPages(lambda key: 0)
         self.chunks = chunks
         self._revision = revision
         self._taken = 0
@@ -171,7 +177,7 @@ class KVManager:
     def can_admit(self, seq: Sequence, reserve: Reserve = "prompt", *, behind: KVView | None = None) -> bool:
         """Whether pages for its whole prompt, and one token more, can be had while some stay free for the others."""
         match = self._match(seq) if behind is None else self._shared(seq, behind)
-        return self._missing(seq, match, reserve) <= self._available(match)
+        return self._missing(seq, match, reserve) <= self._available(seq, match)
 
     def admit(self, seq: Sequence, reserve: Reserve = "prompt", *, behind: KVView | None = None) -> int:
         """Give a waiting sequence its pages; how many of its tokens are computed already.
@@ -187,19 +193,25 @@ class KVManager:
         if seq.view is not None:
             raise EngineBug(f"sequence {seq.id} is admitted twice")
         match = self._match(seq) if behind is None else self._shared(seq, behind)
-        missing = self._missing(seq, match, reserve)
-        if missing > self._available(match):
-            raise PoolExhausted(f"{missing} pages are needed for {seq.id}, {self._available(match)} can be had")
+        missing, adapter = self._missing(seq, match, reserve), seq.request.adapter
+        if missing > self._available(seq, match):
+            raise PoolExhausted(f"{missing} pages are needed for {seq.id}, {self._available(seq, match)} can be had")
+        of_adapter = self.adapters.missing(adapter)
+        self.adapters.hold(adapter)
         view = KVView(self)
         if match.pages:
             view.append(Span(match.pages, 0, match.n_tokens, 0))
             self.tree.touch(match.node)
         if not self._make_room(missing):
             view.release()
+            self.adapters.drop(adapter)
             raise PoolExhausted(f"{missing} pages are needed for {seq.id}, and cached ones are not free to go")
+        if adapter is not None and of_adapter:
+            self.adapters.settle(adapter, self._take(of_adapter))
         known = match.n_tokens if behind is None else self._begin_page(seq, view, behind)
-        view.extend(self._take(missing - (known > match.n_tokens)))
-        seq.view, seq.node, seq.published = view, match.node, match.n_tokens
+        view.extend(self._take(missing - of_adapter - (known > match.n_tokens)))
+        # What stands behind another context has no place in the tree.
+        seq.view, seq.node, seq.published = view, match.node if behind is None else None, match.n_tokens
         self.hit_tokens += known
         return known if self.chunks is None else self._take_chunks(seq, known)
 
@@ -212,7 +224,9 @@ class KVManager:
         lacking = -(-max(0, count - view.room) // self.page_tokens)
         if lacking == 0 and not shared:
             return True
-        if lacking + shared > self.free_pages + self._idle or not self._make_room(lacking + shared):
+        if lacking + shared > self.free_pages + self._idle + self.adapters.idle_pages or not self._make_room(
+            lacking + shared
+        ):
             return False
         if shared:
             assert unfinished is not None
@@ -234,6 +248,7 @@ class KVManager:
         if seq.node is not None and seq.published:
             self.tree.touch(seq.node)
         seq.view.release()
+        self.adapters.drop(seq.request.adapter)
         seq.view, seq.node, seq.published = None, None, 0
 
     # What the engine asks
@@ -275,11 +290,13 @@ class KVManager:
                 self.drop(page)
 
     def clear(self) -> None:
-        """Forget every cached page that nobody uses."""
+        """Forget every cached page, and every adapter, that nobody uses."""
         self._make_room(self.total_pages)
 
     def stats(self) -> PageStats:
-        return PageStats(self.total_pages, self.free_pages, self._idle, self._taken - self._idle)
+        adapters = self.adapters.pages
+        used = self._taken - self._idle - adapters
+        return PageStats(self.total_pages, self.free_pages, self._idle, used, adapters)
 
     # What views ask (`PageOwner`)
 
@@ -314,6 +331,7 @@ class KVManager:
         expected = Counter(page for view in self._open.values() for page in view.pages)
         expected.update(node.page for node in self.tree.nodes())
         expected.update(page for _, page in self._pins)
+        expected.update(page for adapter in self.adapters.resident() for page in adapter.pages)
         for page, owners in enumerate(self.pool.owners):
             if owners != expected.get(page, 0):
                 raise EngineBug(f"page {page} has {owners} owners on the books and {expected.get(page, 0)} in fact")
@@ -366,12 +384,13 @@ class KVManager:
     def _missing(self, seq: Sequence, match: Match, reserve: Reserve) -> int:
         longest = max(seq.longest, len(seq.tokens))
         tokens = longest if reserve == "full" else min(longest, len(seq.tokens) + 1)
-        return -(-tokens // self.page_tokens) - len(match.pages)
+        return -(-tokens // self.page_tokens) - len(match.pages) + self.adapters.missing(seq.request.adapter)
 
-    def _available(self, match: Match) -> int:
+    def _available(self, seq: Sequence, match: Match) -> int:
         revived = sum(self._is_idle(page) and page in self.tree for page in match.pages)
+        revived += self.adapters.revived(seq.request.adapter)
         kept = self.watermark_pages if self._open else 0
-        return self.free_pages + self._idle - revived - kept
+        return self.free_pages + self._idle + self.adapters.idle_pages - revived - kept
 
     def _is_idle(self, page: int) -> bool:
         return self.pool.owners[page] == 1
@@ -381,7 +400,10 @@ class KVManager:
         return [self.pool.take() for _ in range(count)]
 
     def _make_room(self, count: int) -> bool:
-        """Evict until `count` pages are free; whether they are."""
+        """Evict until `count` pages are free, idle adapters first; whether they are."""
+        for page in self.adapters.evict(count - self.free_pages) if count > self.free_pages else ():
+            self.pool.release(page)
+            self._taken -= 1
         for page in self.tree.evict(max(0, count - self.free_pages)):
             self.pool.release(page)
             self._taken -= 1

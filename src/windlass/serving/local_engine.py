@@ -9,6 +9,7 @@ from windlass.core.program import WallClock
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.generate import LocalModel
 from windlass.models.page_pool import PagePool
+from windlass.serving.adapters import AdapterStore, EngineAdapters
 from windlass.serving.chunk_cache import ChunkCache, ChunkOptions
 from windlass.serving.engine import Engine, EngineConfig
 from windlass.serving.kv import KVManager
@@ -57,12 +58,15 @@ def local_engine(
     pages = max(memory_bytes // probe.page_bytes, context_pages)
     pool = decoder.new_pool(pages=pages)
     chunks = chunk_cache(decoder, pool, model.fingerprint, config.chunks) if config and config.chunks else None
-    kv = KVManager(pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint, chunks=chunks)
+    adapters = EngineAdapters(AdapterStore(decoder.config, pool.data.shape[1], pages), pool)
+    kv = KVManager(
+        pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint, adapters=adapters.pages, chunks=chunks
+    )  # fmt: skip
 
     def text(seq: Sequence) -> Readable:
         return Readable(model.tokenizer.detokenizer(), seq.request.params.stop)
 
-    executor = NumbaExecutor(decoder, pool)
+    executor = NumbaExecutor(decoder, pool, adapters=adapters)
     return Engine(
         executor,
         FairShare(_policy(policy, tbt_slo_s, executor, kv), weights),
@@ -71,6 +75,7 @@ def local_engine(
         config=config,
         end_ids={*model.tokenizer.end_ids, *decoder.config.eos_ids},
         text=text,
+        adapters=adapters,
     )
 
 

@@ -9,9 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from windlass.core.errors import AdapterNotFound
+from windlass.models.adapter_tables import TokenAdapters
 from windlass.models.config import ModelConfig
 from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import AttentionMass, TokenBatch
+from windlass.serving.adapters import EngineAdapters
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
 from windlass.serving.sampling import Floats, Mask, not_numbers, sample
 
@@ -21,8 +24,16 @@ class PagedModel(Protocol):
 
     config: ModelConfig
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None = None) -> Floats:
-        """float32 [len(batch.out_rows), vocab]; what the tokens attend to is added to `mass`."""
+    def forward_tokens(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> Floats:
+        """float32 [len(batch.out_rows), vocab]. `adapters` is given only when a token has one, `mass` when a sequence
+        wants to know what its tokens attend to.
+        """
         ...
 
 
@@ -30,7 +41,13 @@ class PagedModel(Protocol):
 class GreedyPagedModel(Protocol):
     """One that finds the likeliest tokens without computing all logits."""
 
-    def forward_greedy(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None = None) -> NDArray[np.int64]:
+    def forward_greedy(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> NDArray[np.int64]:
         """int64 [len(batch.out_rows)]."""
         ...
 
@@ -42,6 +59,7 @@ class NumbaExecutor:
         model: Computes a batch of tokens.
         pool: The memory it writes; the one that the engine's `KVManager` hands out.
         mask: Which tokens a sequence may make; None: all.
+        adapters: What requests with an adapter run with; None: such requests fail.
         clock: Seconds, for the durations it reports.
         most_tokens: Largest batch.
     """
@@ -52,26 +70,38 @@ class NumbaExecutor:
         pool: PagePool,
         *,
         mask: Mask | None = None,
+        adapters: EngineAdapters | None = None,
         clock: Callable[[], float] = time.perf_counter,
         most_tokens: int = 4096,
     ) -> None:
         self._model, self._pool, self._mask, self._clock = model, pool, mask, clock
+        self._adapters = adapters
         self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
 
     def run(self, batch: Batch) -> StepResult:
+        started = self._clock()
+        options, failed = self._adapters_of(batch.items)
+        if failed:
+            batch = Batch([item for item in batch.items if item.seq.id not in failed])
+        if not batch.items:
+            return StepResult({}, self._clock() - started, failed=failed)
         mass = attention_mass(batch.items)
-        # A model that notes nothing is still welcome as long as nobody asks.
-        options = {} if mass is None else {"mass": mass}
+        if mass is not None:
+            options["mass"] = mass
         if isinstance(self._model, GreedyPagedModel) and self._mask is None and only_greedy(batch):
             result = self._run_greedy(self._model, batch, options)
         else:
             result = run_batch(
                 batch, lambda tokens: self._model.forward_tokens(tokens, self._pool, **options), self._mask, self._clock
             )
-        return result if mass is None else with_shares(result, batch.items, mass)
+        if mass is not None:
+            with_shares(result, batch.items, mass)
+        result.failed |= failed
+        result.duration_s = self._clock() - started
+        return result
 
-    def _run_greedy(self, model: GreedyPagedModel, batch: Batch, options: dict[str, AttentionMass]) -> StepResult:
-        started, result = self._clock(), StepResult({}, 0.0)
+    def _run_greedy(self, model: GreedyPagedModel, batch: Batch, options: dict[str, Any]) -> StepResult:
+        result = StepResult({}, 0.0)
         ids = model.forward_greedy(token_batch(batch.items), self._pool, **options).tolist()
         sampling = [item.seq.id for item in batch.items if item.samples]
         for name, token in zip(sampling, ids, strict=True):
@@ -79,8 +109,19 @@ class NumbaExecutor:
                 result.tokens[name] = Sampled(token)
             else:
                 result.failed[name] = not_numbers(name)
-        result.duration_s = self._clock() - started
         return result
+
+    def _adapters_of(self, items: list[WorkItem]) -> tuple[dict[str, Any], dict[str, Exception]]:
+        """What the model is told about adapters, if there is anything to tell; and who cannot run without theirs."""
+        named = [item.seq for item in items if item.seq.request.adapter is not None]
+        if not named:
+            return {}, {}
+        if self._adapters is None:
+            return {}, {seq.id: AdapterNotFound("this engine has no adapters") for seq in named}
+        adapters, failed = self._adapters.prepare(items)
+        return {"adapters": adapters}, {
+            seq.id: failed[seq.request.adapter or ""] for seq in named if seq.request.adapter in failed
+        }
 
 
 def only_greedy(batch: Batch) -> bool:

@@ -50,7 +50,13 @@ class Allowed:
 
 
 class Index(Protocol):
-    """An opened index."""
+    """An opened index.
+
+    Attributes:
+        exact_rows: When at most so many rows are allowed, looking at each of them is faster.
+    """
+
+    exact_rows: int
 
     def search(
         self,

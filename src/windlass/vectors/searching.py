@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,6 @@ from windlass.vectors.tenants import TenantRows
 Rows = NDArray[np.int64]
 Found = tuple[NDArray[np.float32], Rows, NDArray[Any]]
 
-EXACT_ROWS = 2_000
-"""At most so many rows of a part are looked at one by one even where there is an index."""
 MAX_K = 100_000
 _REMEMBERED_BYTES = 64 << 20
 
@@ -63,7 +61,8 @@ class Searcher:
         _check_included(view.schema, include)
         queries = checked_queries(view.schema, query)
         counters, began = Counters(), time.perf_counter()
-        chosen = [(part, self.allowed(view, part, filter, access, counters)) for part in view.parts]
+        allowed = self.asking(view, filter, access)
+        chosen = [(part, allowed(part, counters)) for part in view.parts if part.source.count]
         chosen = [(part, rows) for part, rows in chosen if len(rows.rows)]
         counters.segments = len(chosen)
         counters.ms_by_stage["mask"] = 1000 * (time.perf_counter() - began)
@@ -77,27 +76,31 @@ class Searcher:
         counters.ms_by_stage["search"] = 1000 * (time.perf_counter() - began)
         return _result(view, answers, k, include, self._plan(chosen, params), counters)
 
-    def allowed(
-        self, view: View, part: Part, filter: Filter | str | None, access: Access | None, counters: Counters
-    ) -> Allowed:
-        """The rows of a part that a filter and an access let pass.
+    def asking(
+        self, view: View, filter: Filter | str | None, access: Access | None
+    ) -> Callable[[Part, Counters], Allowed]:
+        """What tells the rows of a part of `view` that a filter and an access let pass.
 
         Raises:
             AccessRequired: The collection has tenants and nobody said for whom.
             FilterSyntaxError, FilterTypeError, UnknownField.
         """
         bound = bound_filter(view.schema, filter)
+        names: frozenset[str] = frozenset()
         if view.schema.tenants:
-            found = self._of_tenants(view.tenants, part, tenants_of(view, access))
+            names = tenants_of(view, access)
         elif access is not None:
             raise BadInput("this collection has no tenants", hint="leave access out")
-        else:
-            found = part.allowed
-        if bound is None or not len(found.rows):
-            return found
-        passed = found.rows[part.source.passing(bound)[found.rows]]
-        counters.rows_masked += len(found.rows) - len(passed)
-        return Allowed(part.source.count, passed)
+
+        def allowed(part: Part, counters: Counters) -> Allowed:
+            found = self._of_tenants(view.tenants, part, names) if view.schema.tenants else part.allowed
+            if bound is None or not len(found.rows):
+                return found
+            passed = found.rows[part.source.passing(bound)[found.rows]]
+            counters.rows_masked += len(found.rows) - len(passed)
+            return Allowed(part.source.count, passed)
+
+        return allowed
 
     def _one(
         self,
@@ -109,7 +112,7 @@ class Searcher:
         params: Mapping[str, Any],
         counters: Counters,
     ) -> Found:
-        if part.index is None or _exactly(rows, params):
+        if part.index is None or _exactly(part, rows, params):
             counters.vectors_scored += len(rows.rows)
             scores, best = part.source.exact(query, k, rows.rows)
         else:
@@ -142,7 +145,7 @@ class Searcher:
             return "nothing passes the filter and the access"
         steps = []
         for part, rows in chosen:
-            exact = part.index is None or _exactly(rows, params)
+            exact = _exactly(part, rows, params)
             steps.append(f"{'exact' if exact else part.source.kind} over {len(rows.rows)} rows")
         return "; ".join(steps)
 
@@ -175,8 +178,8 @@ def checked_queries(schema: Schema, query: Any) -> NDArray[np.float32]:
     return schema.checked(array[None] if array.ndim == 1 else array)
 
 
-def _exactly(rows: Allowed, params: Mapping[str, Any]) -> bool:
-    return len(rows.rows) <= int(params.get("exact_rows", EXACT_ROWS))
+def _exactly(part: Part, rows: Allowed, params: Mapping[str, Any]) -> bool:
+    return part.index is None or len(rows.rows) <= int(params.get("exact_rows", part.index.exact_rows))
 
 
 def _merged(schema: Schema, found: list[Found], k: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
@@ -198,11 +201,14 @@ def _result(
     plan: str,
     counters: Counters,
 ) -> SearchResult:
-    scores = np.full((len(answers), k), -np.inf, np.float32)
-    ids = np.full((len(answers), k), -1, np.int64) if view.schema.ids == "int" else np.full((len(answers), k), None)
-    for number, (score, found) in enumerate(answers):
-        scores[number, : len(score)], ids[number, : len(score)] = score, found
     sizes = np.array([len(score) for score, _ in answers], np.int64)
+    if len(answers) == 1 and sizes[0] == k:
+        scores, ids = answers[0][0][None], answers[0][1][None]
+    else:
+        scores = np.full((len(answers), k), -np.inf, np.float32)
+        ids = np.full((len(answers), k), -1, np.int64) if view.schema.ids == "int" else np.full((len(answers), k), None)
+        for number, (score, found) in enumerate(answers):
+            scores[number, : len(score)], ids[number, : len(score)] = score, found
     extra = [name for name in include if name not in ("ids", "scores")]
     rows = [columns_of(view, found, extra) for _, found in answers] if extra else None
     return SearchResult(ids, scores, sizes, plan, counters, rows)

@@ -11,6 +11,7 @@ from windlass.app.http.metrics import Metrics
 from windlass.app.http.openai_schema import SamplingBody, WindlassOptions
 from windlass.app.http.replies import ApiError
 from windlass.app.http.tenants import Tenant
+from windlass.core.errors import AdapterNotFound
 from windlass.serving.engine_chat import EngineChat
 from windlass.serving.request import Request, SamplingParams, tokens_of
 
@@ -43,6 +44,7 @@ class EngineModel:
         *,
         most_tokens: int,
         answers: int | None = None,
+        adapter: str | None = None,
     ) -> EngineCall:
         """Put a call in the engine's queue.
 
@@ -53,15 +55,17 @@ class EngineModel:
             metrics: Where its times are counted.
             most_tokens: Most tokens of one answer, and how many there are when the body does not say.
             answers: For each prompt; None: what the body says.
+            adapter: Of the model, by name.
 
         Raises:
+            AdapterNotFound: The tenant has no such adapter.
             ApiError: A prompt and its answer do not fit the context, a token is not one, or the server is stopping.
             QueueFull: Too many wait.
         """
         if self._closing:
             raise ApiError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
         room, size = self.model.context_length, self.model.tokenizer.size
-        requests = []
+        key, requests = self._adapter(adapter, tenant), []
         for prompt in prompts:
             wanted = body.token_limit
             if len(prompt) + (1 if wanted is None else wanted) > room:
@@ -71,7 +75,7 @@ class EngineModel:
             limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
             params = body.params(limit, answers)
             self._require_tokens(params)
-            requests.append(_request(prompt, params, tenant, body.windlass))
+            requests.append(_request(prompt, params, tenant, body.windlass, key))
         call = EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
         self._open.add(call)
         call.when_done(lambda: self._open.discard(call))
@@ -91,6 +95,7 @@ class EngineModel:
         """How the engine stands, for the metrics."""
         stats = self.engine.snapshot()
         pages = {"free": stats.pages.free, "cached": stats.pages.cached, "used": stats.pages.used}
+        pages["adapters"] = stats.pages.adapters
         return {
             "queue_depth": stats.waiting,
             "running": stats.running,
@@ -110,6 +115,19 @@ class EngineModel:
         for call in list(self._open):
             call.cancel()
 
+    def adapters(self, tenant: Tenant) -> list[str]:
+        """Names of the adapters that a tenant may ask for."""
+        adapters = self.engine.engine.adapters
+        return [] if adapters is None else [info.name for info in adapters.store.list(tenant=tenant.name)]
+
+    def _adapter(self, name: str | None, tenant: Tenant) -> str | None:
+        adapters = self.engine.engine.adapters
+        if name is None:
+            return None
+        if adapters is None:
+            raise AdapterNotFound(f"no adapter {name[:80]!r}: the model takes none")
+        return adapters.store.resolve(name, tenant=tenant.name)
+
     def _require_tokens(self, params: SamplingParams) -> None:
         size = self.model.tokenizer.size
         for token in params.logit_bias:
@@ -128,7 +146,9 @@ def too_long(prompt: str, wanted: int, room: int) -> ApiError:
     )
 
 
-def _request(prompt: list[int], params: SamplingParams, tenant: Tenant, options: WindlassOptions | None) -> Request:
+def _request(
+    prompt: list[int], params: SamplingParams, tenant: Tenant, options: WindlassOptions | None, adapter: str | None
+) -> Request:
     options = options or WindlassOptions()
     deadline = None if options.deadline_ms is None else time.monotonic() + options.deadline_ms / 1000
     return Request(
@@ -136,6 +156,7 @@ def _request(prompt: list[int], params: SamplingParams, tenant: Tenant, options:
         tokens_of(prompt),
         params,
         tenant=tenant.name,
+        adapter=adapter,
         priority=options.priority or 0,
         cache=options.cache != "off",
         arrival=time.monotonic(),

@@ -43,7 +43,7 @@ _OF_THE_ENGINE: dict[str, tuple[Any, ...]] = {
     "top_k": (None, 0),
     "min_p": (None, 0),
 }
-_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache")
+_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache", "adapter")
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -91,7 +91,7 @@ class WindlassOptions(_Extension):
 
     `k` and `mode` say how a question over the folder is answered; the others how a model's answer is scheduled:
     larger `priority` first, not at all when it cannot be done in `deadline_ms`, and with `cache` off nothing of the
-    prompt is shared with other calls.
+    prompt is shared with other calls. `adapter` names an adapter of the model, as the model name `model:adapter` does.
     """
 
     k: Annotated[int, Field(ge=1, le=100)] | None = None
@@ -99,6 +99,7 @@ class WindlassOptions(_Extension):
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
     cache: Literal["on", "off"] | None = None
+    adapter: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
 
 
 class SamplingBody(_Body):
