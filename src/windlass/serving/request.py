@@ -167,7 +167,7 @@ class Request:
             (`chunk_cache`): faster, and not exact.
 
     Raises:
-        UsageError: the prompt is empty, or a segment lies outside it.
+        UsageError: the prompt is empty, a segment lies outside it, or it is not the one that was planned.
     """
 
     id: str
@@ -186,6 +186,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.prompt.ndim != 1 or len(self.prompt) == 0:
             raise UsageError("the prompt is empty: at least one token is needed")
+        if self.shared is not None and not self.shared.plan.holds(self.shared.member, self.prompt):
+            raise UsageError("the prompt is not the one that was planned at its place in the batch")
         for segment in self.segments:
             if not 0 <= segment.start <= segment.stop <= len(self.prompt):
                 raise UsageError(f"segment {segment.start}-{segment.stop} is outside a prompt of {len(self.prompt)}")
