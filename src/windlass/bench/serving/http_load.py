@@ -7,6 +7,7 @@ can be served and keeps when the tokens of the accepted ones came.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -238,7 +239,7 @@ async def _stream(client: httpx.AsyncClient, body: dict[str, Any], report: LoadR
             elif chunk["choices"][0]["delta"].get("content"):
                 times.append(time.monotonic())
     first = (times[0] if times else time.monotonic()) - begun
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     report.accepted.append(Accepted(first, gaps, time.monotonic() - begun, finish))
 
 
