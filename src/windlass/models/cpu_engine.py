@@ -17,19 +17,22 @@ from numpy.typing import NDArray
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.tasks import usable_cores
 from windlass.kernels.cpu_attention import CHUNK
+from windlass.kernels.lora import ROOM
 from windlass.models import cpu_step, cpu_tables
+from windlass.models.adapter_tables import AdapterTables, TokenAdapters
 from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
 from windlass.models.cpu_packing import pack
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
-from windlass.models.token_batch import TokenBatch, Wanted
+from windlass.models.token_batch import AttentionMass, TokenBatch, Wanted
 from windlass.models.weights import WeightSource, open_weights
 
 PREFILL_CHUNK = 256
 """Tokens of a prompt computed together."""
 MOST_THREADS = 8
 """More threads than memory channels only wait for each other."""
+_NO_BOUNDS = np.zeros(0, np.int64)
 
 
 class CpuEngine:
@@ -65,6 +68,8 @@ class CpuEngine:
         self._scratch_for = (0, 0)
         self._calls = cpu_step.kernel_addresses()
         self._barrier = np.zeros(16, np.int64)
+        none = AdapterTables.of([], 1, self.config)
+        self._no_adapters = self._make_adapters(np.zeros(0, np.int64), none, 0, 0)
         self._crew, self._free_cores = _Crew(self.threads), _FreeCores(self.threads)
         self._lock = threading.Lock()
 
@@ -77,6 +82,11 @@ class CpuEngine:
     def nbytes(self) -> int:
         """Bytes of weights in memory; about the bytes of the file."""
         return self.packed.arena.nbytes + self.packed.floats.nbytes
+
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """Radians a position that each channel pair of a key is turned by, `[head_dim / 2]`."""
+        return self._frequencies
 
     def cache(self) -> SequenceCache:
         """An empty sequence."""
@@ -121,13 +131,21 @@ class CpuEngine:
             check_tokens(np.array([token]), self.config, cache.length)
         return self._append([np.array([token]) for token in tokens], caches)[0]
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool) -> Floats:
+    def forward_tokens(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> Floats:
         """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
 
         Args:
             batch: What to compute; its pages are owned by the caller.
             pool: Pages of this model's shape, made by `new_pool`. Nothing else may write to the pages of
                 the batch meanwhile.
+            adapters: Low-rank updates of tokens that have any; their pages are among the pool's.
+            mass: Where to note what the tokens attend to; costs about as much as attention itself.
 
         Returns:
             Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
@@ -136,18 +154,31 @@ class CpuEngine:
             UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
         """
         with self._lock:
-            self._require_valid(batch, pool)
-            return self._compute(batch, pool, greedy=False)[0]
+            self._require_valid(batch, pool, mass)
+            updates = self._updates(batch, pool, adapters)
+            return self._compute(batch, pool, greedy=False, adapters=updates, mass=mass)[0]
 
-    def forward_greedy(self, batch: TokenBatch, pool: PagePool) -> NDArray[np.int64]:
+    def forward_greedy(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
+
+        Where logits are no numbers, the id is `vocab_size`, which no token has.
 
         Raises:
             UsageError: as `forward_tokens`.
         """
         with self._lock:
-            self._require_valid(batch, pool)
-            return self._compute(batch, pool, greedy=True)[1]
+            self._require_valid(batch, pool, mass)
+            updates = self._updates(batch, pool, adapters)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=updates, mass=mass)
+            if len(logits):
+                chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
+            return chosen
 
     def new_pool(self, *, pages: int | None = None, page_tokens: int = PAGE_TOKENS) -> PagePool:
         """A pool of this model's shape; with a budget of `pages`, or growing as needed."""
@@ -179,7 +210,15 @@ class CpuEngine:
                 cache.length = end
             return found
 
-    def _compute(self, batch: TokenBatch, pool: PagePool, *, greedy: bool) -> tuple[Floats, NDArray[np.int64]]:
+    def _compute(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        *,
+        greedy: bool,
+        adapters: cpu_tables.Adapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
         self._sizes[cpu_tables.PAGE_TOKENS] = pool.page_tokens
@@ -192,8 +231,15 @@ class CpuEngine:
         step = cpu_tables.Batch(
             batch.ids, batch.positions, batch.rows, batch.slots, batch.visible, batch.context_pages,
             batch.context_starts, begins, batch.context_lengths, batch.context_offsets, batch.out_rows,
+            *((_NO_BOUNDS, _NO_BOUNDS) if mass is None else (mass.bounds, mass.offsets)),
         )  # fmt: skip
-        shared = (self._barrier, self._weights(), step, pool.data.reshape(-1), self._room_for(tokens, seen))
+        scratch = self._room_for(tokens, seen)
+        if mass is not None:
+            scratch = scratch._replace(mass=mass.shares.reshape(-1))
+        shared = (
+            self._barrier, self._weights(), step, pool.data.reshape(-1), scratch,
+            self._no_adapters if adapters is None else adapters,
+        )  # fmt: skip
         out = (logits.reshape(-1), best, chosen)
         self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared, *out))
         if not greedy:
@@ -202,9 +248,11 @@ class CpuEngine:
             return logits, logits.argmax(axis=1)
         # Of the threads that found the highest logit, the one with the lowest id; as `argmax` breaks ties.
         by_thread, ids = best.reshape(threads, wanted), chosen.reshape(threads, wanted)
-        return logits, np.where(by_thread == by_thread.max(axis=0), ids, self.config.vocab_size).min(axis=0)
+        highest = by_thread.max(axis=0)
+        winners = (by_thread == highest) & np.isfinite(highest)
+        return logits, np.where(winners, ids, self.config.vocab_size).min(axis=0)
 
-    def _require_valid(self, batch: TokenBatch, pool: PagePool) -> None:
+    def _require_valid(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None) -> None:
         config = self.config
         expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
         if pool.shape != expected:
@@ -215,6 +263,23 @@ class CpuEngine:
             vocab_size=config.vocab_size,
             max_position=config.max_position,
         )
+        if mass is not None:
+            mass.require_valid(batch)
+
+    def _updates(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None) -> cpu_tables.Adapters | None:
+        if adapters is None or (adapters.slots < 0).all():
+            return None
+        adapters.require_valid(tokens=len(batch.ids), config=self.config, elements=pool.data.size)
+        rank, rows = adapters.resident.rank, max(len(batch.ids), self.threads)
+        return self._make_adapters(adapters.slots, adapters.resident, 4 * (-(-(rank + ROOM) // 4)), rows)
+
+    def _make_adapters(
+        self, slots: NDArray[np.int64], resident: AdapterTables, width: int, rows: int
+    ) -> cpu_tables.Adapters:
+        config = self.config
+        widest = max(config.hidden_size, config.intermediate_size, config.n_heads * config.head_dim)
+        shrunk, inputs = np.empty((rows, 3 * width), np.float32), np.empty((self.threads, widest), np.float32)
+        return cpu_tables.Adapters(slots, resident.tables, resident.scales, resident.cells, shrunk, inputs)
 
     def _weights(self) -> cpu_tables.Weights:
         return cpu_tables.Weights(
@@ -283,6 +348,7 @@ class CpuEngine:
             tops=floats(tokens * -(-config.vocab_size // 16) if self.packed.has_coarse_head else 0),
             ranked=floats(threads, cpu_tables.CANDIDATES),
             candidates=np.zeros((threads, cpu_tables.CANDIDATES), np.int64),
+            mass=floats(0),
         )
 
 
