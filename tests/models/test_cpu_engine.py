@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from tests.models.tiny_models import hf_config, random_weights, write_folder, write_gguf
 from windlass.core.errors import ModelError, UsageError
+from windlass.kernels.context_chunks import CHUNK
 from windlass.kernels.tile_packing import unpack_row
 from windlass.models.cpu_engine import PREFILL_CHUNK, CpuEngine
 from windlass.models.cpu_head import rank
 from windlass.models.cpu_packing import LAYER_MATRICES
-from windlass.models.cpu_tables import CANDIDATES, CHUNK
+from windlass.models.cpu_tables import CANDIDATES
 from windlass.models.decoder import Decoder, rms_norm
 from windlass.models.generate import LocalModel, generate
 from windlass.models.gguf import GGUFSource

@@ -26,8 +26,9 @@ from numba import types
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import models, register_model
 
-from windlass.kernels.isa import ISA, LANES
+from windlass.kernels import isa
 
+ISA, LANES = isa.ISA, isa.LANES
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32, _HALF = ir.FloatType(), ir.HalfType()
 _BYTES, _WORDS = ir.VectorType(_I8, 4 * LANES), ir.VectorType(_I16, 2 * LANES)

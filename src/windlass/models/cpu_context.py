@@ -9,7 +9,8 @@ import numpy as np
 from numba import types
 
 from windlass.kernels.compiled import Compiled, called, caller, pasted
-from windlass.kernels.cpu_attention import call_attend, finish, merge, normalize, remember, rotate
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.cpu_attention import call_attend, call_mass, finish, merge, normalize, remember, rotate
 from windlass.kernels.isa import LANES
 from windlass.kernels.meeting import meet
 from windlass.kernels.simd import load_float, store_float
@@ -19,8 +20,9 @@ from windlass.models.cpu_tables import (
     ATTEND_CALL,
     BARRIER,
     BEGINS,
+    BOUND_OFFSETS,
+    BOUNDS,
     CALLS,
-    CHUNK,
     COSINE,
     DATA,
     EPSILON,
@@ -37,6 +39,8 @@ from windlass.models.cpu_tables import (
     LAYERS,
     LENGTHS,
     MANY_CALL,
+    MASS,
+    MASS_CALL,
     MERGE_CALL,
     MIXED,
     NORMED,
@@ -256,3 +260,39 @@ def attention(t: Any, thread: int, threads: int, layer: int) -> None:
     meet(barrier, threads)
     for token in range(thread, tokens, threads):
         call_merge_parts(calls[MERGE_CALL], (t, token, layer, mixed, token * width))
+
+
+@called
+def _measure_mass(t: Any, thread: int, threads: int, layer: int) -> None:
+    """Add what each token attends to in this layer to its line of `MASS`, for sequences that have bounds."""
+    sizes, tokens, bounds, bound_offsets = (
+        int64s(t, SIZES),
+        int64s(t, IDS).shape[0],
+        int64s(t, BOUNDS),
+        int64s(t, BOUND_OFFSETS),
+    )
+    heads, key_heads, size, layers = sizes[HEADS], sizes[KEY_HEADS], sizes[HEAD_DIM], sizes[LAYERS]
+    stride, mass, queries, offsets = (
+        sizes[PAGE_TOKENS] * size,
+        float32s(t, MASS),
+        float32s(t, OWN_QUERIES),
+        int64s(t, OFFSETS),
+    )
+    widest, key_at = mass.shape[0] // tokens, layer * 2 * key_heads * stride
+    for token in range(thread, tokens, threads):
+        row = int64s(t, SEQUENCES)[token]
+        low, high = bound_offsets[row], bound_offsets[row + 1]
+        if low == high:
+            continue
+        _turn_queries(t, token, 0, key_heads, layer, queries, 0)
+        arguments = (
+            queries, key_heads, heads // key_heads, size, uint16s(t, DATA), key_at, key_at + key_heads * stride, stride,
+            layers * 2 * key_heads * stride, int64s(t, PAGES), int64s(t, STARTS), int64s(t, BEGINS),
+            int64s(t, LENGTHS), offsets[row], offsets[row + 1], first_seen(t, token, layer), int64s(t, VISIBLE)[token],
+            bounds, low, high, float32s(t, SCORES), 1.0 / (heads * layers), mass, token * widest,
+        )  # fmt: skip
+        call_mass(int64s(t, CALLS)[MASS_CALL], arguments)
+
+
+MEASURE_MASS = Compiled(_measure_mass, types.void(_I64, _INT, _INT, _INT))
+call_measure_mass = caller(MEASURE_MASS.signature)

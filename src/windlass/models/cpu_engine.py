@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.tasks import usable_cores
+from windlass.kernels.context_chunks import CHUNK
 from windlass.kernels.machine_code import Kernel
 from windlass.models import cpu_tables as tables
+from windlass.models.adapter_tables import TokenAdapters
 from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
 from windlass.models.cpu_packing import KERNELS as PACKING_KERNELS
@@ -26,7 +28,7 @@ from windlass.models.cpu_tables import StepTables
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.kernel_cache import kernels
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
-from windlass.models.token_batch import TokenBatch, Wanted
+from windlass.models.token_batch import AttentionMass, TokenBatch, Wanted
 from windlass.models.weights import WeightSource, open_weights
 
 KERNELS = (
@@ -38,10 +40,18 @@ KERNELS = (
     "windlass.models.cpu_context:ATTEND_MANY", "windlass.models.cpu_head:FIND_HEAD", "windlass.models.cpu_step:LAYER",
 )  # fmt: skip
 """The step, and what it calls, in the order of `cpu_tables.TILE_CALL` and following."""
+ADAPTER_KERNELS = (
+    "windlass.kernels.lora:SHRINK", "windlass.kernels.lora:EXPAND",
+    "windlass.models.cpu_adapters:SHRINK_TOKENS", "windlass.models.cpu_adapters:EXPAND_ROWS",
+)  # fmt: skip
+"""What only tokens with adapters need, in the order of `cpu_tables.SHRINK_CALL` and following."""
+MASS_KERNELS = ("windlass.kernels.cpu_attention:MASS", "windlass.models.cpu_context:MEASURE_MASS")
+"""What only an `AttentionMass` needs, in the order of `cpu_tables.MASS_CALL` and following."""
 PREFILL_CHUNK = 256
 """Tokens of a prompt computed together."""
 MOST_THREADS = 8
 """More threads than memory channels only wait for each other."""
+_NONE = np.zeros(0, np.int64)
 
 
 class CpuEngine:
@@ -76,6 +86,7 @@ class CpuEngine:
         self._pool = self.new_pool()
         self._tables = StepTables(self.threads)
         self._room = (0, 0)
+        self._calls = np.zeros(tables.MEASURE_CALL + 1, np.int64)
         self._forward = self._put_model()
         self._crew, self._free_cores = _Crew(self.threads), _FreeCores(self.threads)
         self._lock = threading.Lock()
@@ -89,6 +100,11 @@ class CpuEngine:
     def nbytes(self) -> int:
         """Bytes of weights in memory; about the bytes of the file."""
         return self.packed.arena.nbytes + self.packed.floats.nbytes
+
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """Radians a position that each channel pair of a key is turned by, `[head_dim / 2]`."""
+        return self._frequencies
 
     def cache(self) -> SequenceCache:
         """An empty sequence."""
@@ -133,13 +149,21 @@ class CpuEngine:
             check_tokens(np.array([token]), self.config, cache.length)
         return self._append([np.array([token]) for token in tokens], caches)[0]
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool) -> Floats:
+    def forward_tokens(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> Floats:
         """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
 
         Args:
             batch: What to compute; its pages are owned by the caller.
             pool: Pages of this model's shape, made by `new_pool`. Nothing else may write to the pages of
                 the batch meanwhile.
+            adapters: Low-rank updates of tokens that have any; their pages are among the pool's.
+            mass: Where to note what the tokens attend to; costs about as much as attention itself.
 
         Returns:
             Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
@@ -148,18 +172,29 @@ class CpuEngine:
             UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
         """
         with self._lock:
-            self._require_valid(batch, pool)
-            return self._compute(batch, pool, greedy=False)[0]
+            self._require_valid(batch, pool, adapters, mass)
+            return self._compute(batch, pool, greedy=False, adapters=adapters, mass=mass)[0]
 
-    def forward_greedy(self, batch: TokenBatch, pool: PagePool) -> NDArray[np.int64]:
+    def forward_greedy(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
+
+        Where logits are no numbers, the id is `vocab_size`, which no token has.
 
         Raises:
             UsageError: as `forward_tokens`.
         """
         with self._lock:
-            self._require_valid(batch, pool)
-            return self._compute(batch, pool, greedy=True)[1]
+            self._require_valid(batch, pool, adapters, mass)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=adapters, mass=mass)
+            if len(logits):
+                chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
+            return chosen
 
     def new_pool(self, *, pages: int | None = None, page_tokens: int = PAGE_TOKENS) -> PagePool:
         """A pool of this model's shape; with a budget of `pages`, or growing as needed."""
@@ -191,7 +226,15 @@ class CpuEngine:
                 cache.length = end
             return found
 
-    def _compute(self, batch: TokenBatch, pool: PagePool, *, greedy: bool) -> tuple[Floats, NDArray[np.int64]]:
+    def _compute(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        *,
+        greedy: bool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
         self._sizes[tables.PAGE_TOKENS] = pool.page_tokens
@@ -209,6 +252,8 @@ class CpuEngine:
             (tables.LOGITS, logits), (tables.BEST, best), (tables.CHOSEN, chosen),
         ):  # fmt: skip
             self._tables.put(number, array)
+        self._put_mass(mass)
+        self._put_adapters(adapters, max(tokens, self.threads))
         self._make_room(tokens, seen)
         self._crew.run(threads, lambda thread: self._forward(self._tables.address(thread), thread, threads))
         if not greedy:
@@ -216,9 +261,13 @@ class CpuEngine:
         if not guess:
             return logits, logits.argmax(axis=1)
         # Of the threads that found the highest logit, the one with the lowest id; as `argmax` breaks ties.
-        return logits, np.where(best == best.max(axis=0), chosen, self.config.vocab_size).min(axis=0)
+        highest = best.max(axis=0)
+        winners = (best == highest) & np.isfinite(highest)
+        return logits, np.where(winners, chosen, self.config.vocab_size).min(axis=0)
 
-    def _require_valid(self, batch: TokenBatch, pool: PagePool) -> None:
+    def _require_valid(
+        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None, mass: AttentionMass | None
+    ) -> None:
         config = self.config
         expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
         if pool.shape != expected:
@@ -229,15 +278,50 @@ class CpuEngine:
             vocab_size=config.vocab_size,
             max_position=config.max_position,
         )
+        if mass is not None:
+            mass.require_valid(batch)
+        if adapters is not None:
+            adapters.require_valid(tokens=len(batch.ids), config=config, elements=pool.data.size)
+
+    def _put_mass(self, mass: AttentionMass | None) -> None:
+        """Where to note what tokens attend to, if anywhere."""
+        if mass is not None:
+            self._fill_calls(tables.MASS_CALL, MASS_KERNELS)
+        self._tables.put(tables.BOUNDS, _NONE if mass is None else mass.bounds)
+        self._tables.put(tables.BOUND_OFFSETS, _NONE if mass is None else mass.offsets)
+        self._tables.put(tables.MASS, _NONE if mass is None else mass.shares)
+
+    def _put_adapters(self, adapters: TokenAdapters | None, rows: int) -> None:
+        """Which updates the tokens get, and memory for `rows` tokens or threads to make them in."""
+        if adapters is None or (adapters.slots < 0).all():
+            self._tables.put(tables.TOKEN_ADAPTERS, _NONE)
+            return
+        self._fill_calls(tables.SHRINK_CALL, ADAPTER_KERNELS)
+        config, resident = self.config, adapters.resident
+        widest = max(config.hidden_size, config.intermediate_size, config.n_heads * config.head_dim)
+        width = -(-resident.rank // 4) * 4
+        self._sizes[tables.SHRUNK_WIDTH] = width
+        for number, array in (
+            (tables.TOKEN_ADAPTERS, adapters.slots), (tables.ADAPTERS, resident.tables),
+            (tables.ADAPTER_SCALES, resident.scales), (tables.ADAPTER_CELLS, resident.cells),
+            (tables.SHRUNK, np.empty((rows, 3 * width), np.float32)),
+        ):  # fmt: skip
+            self._tables.put(number, array)
+        self._tables.put_rows(tables.INPUTS, np.empty((self.threads, widest), np.float32))
+
+    def _fill_calls(self, first: int, names: tuple[str, ...]) -> None:
+        """Compile or load what is seldom needed, and say where it is."""
+        if not self._calls[first]:
+            self._calls[first : first + len(names)] = [kernel.address for kernel in kernels(names)]
 
     def _put_model(self) -> Kernel:
         """Write what never changes into the tables; the compiled step."""
         packed, step_tables = self.packed, self._tables
         forward, *called = kernels(KERNELS)
-        calls = np.array([kernel.address for kernel in called], np.int64)
+        self._calls[: len(called)] = [kernel.address for kernel in called]
         for number, array in (
             (tables.ARENA, packed.arena), (tables.FLOATS, packed.floats), (tables.PLAN, packed.plan),
-            (tables.EXTRAS, packed.extras), (tables.SIZES, self._sizes), (tables.CALLS, calls),
+            (tables.EXTRAS, packed.extras), (tables.SIZES, self._sizes), (tables.CALLS, self._calls),
             (tables.EPSILON, np.array([self.config.norm_eps], np.float32)), (tables.BARRIER, np.zeros(16, np.int64)),
         ):  # fmt: skip
             step_tables.put(number, array)
@@ -249,7 +333,7 @@ class CpuEngine:
         interleaved = int(config.rope_style == "interleaved")
         return np.array(
             [config.n_layers, config.hidden_size, config.n_heads, config.n_kv_heads, config.head_dim,
-             config.intermediate_size, interleaved, final_norm, largest, PAGE_TOKENS], np.int64,
+             config.intermediate_size, interleaved, final_norm, largest, PAGE_TOKENS, 0], np.int64,
         )  # fmt: skip
 
     def _turn_up_to(self, length: int) -> None:
@@ -285,7 +369,7 @@ class CpuEngine:
             (tables.INNER_STATE, tokens, config.intermediate_size),
             (tables.STEPS, blocks),
             (tables.CODE_SUMS, blocks),
-            (tables.PARTS, few, config.n_kv_heads, length // tables.CHUNK + 1, unit),
+            (tables.PARTS, few, config.n_kv_heads, length // CHUNK + 1, unit),
             (tables.QUERIES, tokens, mixed),
             (tables.STATES, tokens, config.n_kv_heads * unit),
             (tables.TOPS, tokens, tiles),
@@ -296,7 +380,7 @@ class CpuEngine:
             (tables.NORMED, max(config.hidden_size, mixed)),
             (tables.SUMS, 16 * tables.TOKEN_GROUP),
             (tables.MORE, 16 * tables.TOKEN_GROUP),
-            (tables.SCORES, config.n_heads * (tables.CHUNK + 16)),
+            (tables.SCORES, config.n_heads * (CHUNK + 16)),
             (tables.OWN_QUERIES, mixed),
             (tables.TWICE, 2 * config.head_dim),
             (tables.PAIR, config.n_kv_heads * unit),

@@ -13,6 +13,7 @@ from windlass.kernels.cpu_gemm import call_tile_product, call_vector_product, qu
 from windlass.kernels.isa import LANES
 from windlass.kernels.simd import add_float, load_float, store_float
 from windlass.kernels.views import float32s, int8s, int64s, uint8s
+from windlass.models.cpu_adapters import call_expand_rows
 from windlass.models.cpu_tables import (
     ARENA,
     BIAS,
@@ -23,7 +24,9 @@ from windlass.models.cpu_tables import (
     CODES,
     COLUMNS,
     EPSILON,
+    EXPAND_ROWS_CALL,
     FLOATS,
+    GATE,
     INNER,
     INNER_STATE,
     KIND,
@@ -37,7 +40,9 @@ from windlass.models.cpu_tables import (
     STEPS,
     SUMS,
     TILE_CALL,
+    TOKEN_ADAPTERS,
     TOKEN_GROUP,
+    UP,
     VECTOR_CALL,
 )
 
@@ -52,6 +57,17 @@ def share(total: int, thread: int, threads: int) -> tuple[int, int]:
 def matrix_at(layer: int, matrix: int) -> int:
     """Where a matrix is described in the plan."""
     return (layer * MATRICES + matrix) * COLUMNS
+
+
+@pasted
+def update(
+    t: Any, thread: int, tokens: int, first: int, count: int, layer: int, matrix: int, shift: int, low: int, rows: int,
+    out: Any, out_at: int, stride: int,
+) -> None:  # fmt: skip
+    """Add what adapters change, as `cpu_adapters` says; nothing when no token has any."""
+    if int64s(t, TOKEN_ADAPTERS).shape[0] > 0:
+        arguments = (t, thread, tokens, first, count, layer, matrix, shift, low, rows, out, out_at, stride)
+        call_expand_rows(int64s(t, CALLS)[EXPAND_ROWS_CALL], arguments)
 
 
 @called
@@ -112,7 +128,7 @@ def _project(
 
 
 @called
-def _project_gated(t: Any, gates: int, ups: int, low: int, high: int, tokens: int, x_at: int) -> None:
+def _project_gated(t: Any, thread: int, layer: int, low: int, high: int, tokens: int, x_at: int) -> None:
     """Tiles of the gate and the up matrix together: `silu(gate) * up` into `INNER_STATE`."""
     plan, floats, out, stride = int64s(t, PLAN), float32s(t, FLOATS), float32s(t, INNER_STATE), int64s(t, SIZES)[INNER]
     sums, more = float32s(t, SUMS), float32s(t, MORE)
@@ -121,12 +137,14 @@ def _project_gated(t: Any, gates: int, ups: int, low: int, high: int, tokens: in
         tiles = min(together, high - tile)
         for first in range(0, tokens, group):
             count = min(group, tokens - first)
-            for matrix, target in ((gates, sums), (ups, more)):
+            for slot, target in ((GATE, sums), (UP, more)):
+                matrix = matrix_at(layer, slot)
                 multiply(t, matrix, tile, tiles, tokens, first, count, x_at, target)
                 bias = plan[matrix + BIAS]
                 if bias >= 0:
                     for i in range(16 * tiles * count):
                         target[i] += floats[bias + 16 * tile + (i if tokens == 1 else i % 16)]
+                update(t, thread, tokens, first, count, layer, slot, slot - GATE, 16 * tile, 16 * tiles, target, 0, 16)
             for part in range(tiles * count):
                 row = 16 * (tile + part) if tokens == 1 else (first + part) * stride + 16 * tile
                 gate(sums, 16 * part, more, 16 * part, out, row)

@@ -41,13 +41,18 @@ def sample(logits: Floats, sequences: Items[Sequence], mask: Mask | None = None)
     for row, seq in enumerate(sequences):
         params = seq.request.params
         if not sound[row]:
-            made.append(NumericsError(f"the model computed logits that are no numbers for {seq.id}"))
+            made.append(not_numbers(seq.id))
         elif params.plain_greedy and params.logprobs is None and mask is None:
             made.append(Sampled(int(best[row])))
         else:
             allowed = None if mask is None else mask(seq)
             made.append(with_logprobs(logits[row], draw(logits[row], seq, allowed), params.logprobs))
     return made
+
+
+def not_numbers(name: str) -> NumericsError:
+    """Why sequence `name` cannot go on."""
+    return NumericsError(f"the model computed logits that are no numbers for {name}")
 
 
 def draw(logits: Floats, seq: Sequence, allowed: NDArray[np.bool_] | None = None) -> int:

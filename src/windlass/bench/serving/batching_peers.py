@@ -25,7 +25,7 @@ def model_file() -> Path:
     return found if found.is_file() else next(found.glob("*.gguf"))
 
 
-def _threads() -> int:
+def cpu_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -47,7 +47,7 @@ class ContinuousTransformers:
         transformers, torch = peer_module("transformers"), peer_module("torch")
         if transformers is None or torch is None:
             return None
-        torch.set_num_threads(_threads())
+        torch.set_num_threads(cpu_threads())
         source = open_weights(model_file())
         save_hugging_face(folder, source.config, {name: source.tensor(name) for name in source.names()})
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
@@ -89,7 +89,7 @@ class BatchedLlamaCpp:
         options = library.llama_context_default_params()
         options.n_ctx, options.n_seq_max = 128 * sequences, sequences
         options.n_batch = options.n_ubatch = 32 * sequences
-        options.n_threads = options.n_threads_batch = _threads()
+        options.n_threads = options.n_threads_batch = cpu_threads()
         self._context = library.llama_init_from_model(self._model, options)
         self._batch = library.llama_batch_init(32 * sequences, 0, 1)
 
