@@ -115,7 +115,7 @@ def test_biases_and_penalties_reach_the_sampler(served: Any, tiny: LocalModel) -
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"min_p": 1.5}, "min_p"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"windlass": {"k": 3}}, "windlass.k"),
         ({"windlass": {"cach": "off"}}, "windlass.cach"),
         ({"max_tokens": 600}, "messages"),

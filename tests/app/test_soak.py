@@ -61,6 +61,7 @@ def test_three_seconds_of_everything(small: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_minute_of_everything_in_flat_memory(small: Any) -> None:
     soaked(small, 20, seed=2)
     before = memory()
@@ -76,11 +77,20 @@ def overloaded(server: Any, measured_for: float, seconds: float) -> None:
 
     def body() -> dict[str, Any]:
         text = " ".join(next(words) for _ in range(23))
-        options = {"deadline_ms": 8000}
+        options = {"deadline_ms": 15000}
         messages = [{"role": "user", "content": text}]
-        return {"model": MODEL, "messages": messages, "max_tokens": 150, "temperature": 1.0, "windlass": options}
+        # Six answers each, so that few requests are many: the clients share this process.
+        return {
+            "model": MODEL,
+            "messages": messages,
+            "max_tokens": 200,
+            "n": 6,
+            "temperature": 1.0,
+            "windlass": options,
+        }
 
-    served = asyncio.run(capacity(server.url, body, measured_for, clients=12))
+    served = asyncio.run(capacity(server.url, body, measured_for, clients=2))
+    asyncio.run(overload(server.url, body, 10 * served.rate, measured_for, seed=1))
     before = memory()
     report = asyncio.run(overload(server.url, body, 10 * served.rate, seconds))
     grown = memory() - before
@@ -90,7 +100,7 @@ def overloaded(server: Any, measured_for: float, seconds: float) -> None:
     assert set(report.statuses) <= {200, 429, 503} and report.statuses[429] > 0
     assert all(wait is not None and 1 <= int(wait) <= 60 for wait in report.waits)
     assert len(late) <= 0.05 * len(report.accepted)
-    assert grown < 16e6
+    assert grown < 8e6
     wait_until_idle(server)
 
 
@@ -99,5 +109,6 @@ def test_ten_times_too_many(small: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_ten_times_too_many_for_a_minute(small: Any) -> None:
     overloaded(small, 5, 60)

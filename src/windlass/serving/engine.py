@@ -409,8 +409,14 @@ class Engine:
         if ended or sampled.token in params.stop_token_ids:
             self._finish(seq, FinishReason.EOS if ended else FinishReason.STOP, now, sampled)
             return
+        if seq.constraint is not None:
+            try:
+                seq.constraint.take(sampled.token)
+            except UsageError as error:
+                self._finish(seq, FinishReason.ERROR, now, error=error)
+                return
         shown = text.add(sampled.token) if text is not None else ""
-        if text is not None and text.stopped:
+        if (text is not None and text.stopped) or (seq.constraint is not None and seq.constraint.done):
             self._finish(seq, FinishReason.STOP, now, sampled, shown)
         elif seq.budget_left == 0:
             self._finish(seq, FinishReason.LENGTH, now, sampled, shown)

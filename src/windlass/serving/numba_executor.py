@@ -13,7 +13,7 @@ from windlass.models.config import ModelConfig
 from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import TokenBatch
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
-from windlass.serving.sampling import Floats, Mask, not_numbers, sample
+from windlass.serving.sampling import Floats, not_numbers, sample
 
 
 class PagedModel(Protocol):
@@ -41,7 +41,6 @@ class NumbaExecutor:
     Args:
         model: Computes a batch of tokens.
         pool: The memory it writes; the one that the engine's `KVManager` hands out.
-        mask: Which tokens a sequence may make; None: all.
         clock: Seconds, for the durations it reports.
         most_tokens: Largest batch.
     """
@@ -51,17 +50,16 @@ class NumbaExecutor:
         model: PagedModel,
         pool: PagePool,
         *,
-        mask: Mask | None = None,
         clock: Callable[[], float] = time.perf_counter,
         most_tokens: int = 4096,
     ) -> None:
-        self._model, self._pool, self._mask, self._clock = model, pool, mask, clock
+        self._model, self._pool, self._clock = model, pool, clock
         self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
 
     def run(self, batch: Batch) -> StepResult:
-        if isinstance(self._model, GreedyPagedModel) and self._mask is None and only_greedy(batch):
+        if isinstance(self._model, GreedyPagedModel) and only_greedy(batch):
             return self._run_greedy(self._model, batch)
-        return run_batch(batch, lambda tokens: self._model.forward_tokens(tokens, self._pool), self._mask, self._clock)
+        return run_batch(batch, lambda tokens: self._model.forward_tokens(tokens, self._pool), self._clock)
 
     def _run_greedy(self, model: GreedyPagedModel, batch: Batch) -> StepResult:
         started, result = self._clock(), StepResult({}, 0.0)
@@ -82,15 +80,13 @@ def only_greedy(batch: Batch) -> bool:
     return all(params.plain_greedy and params.logprobs is None for params in wanted)
 
 
-def run_batch(
-    batch: Batch, forward: Callable[[TokenBatch], Floats], mask: Mask | None, clock: Callable[[], float]
-) -> StepResult:
+def run_batch(batch: Batch, forward: Callable[[TokenBatch], Floats], clock: Callable[[], float]) -> StepResult:
     """Compute a batch with `forward`, which returns float32 logits [len(out_rows), vocab], and sample from them."""
     started = clock()
     logits = forward(token_batch(batch.items))
     sampling = [item.seq for item in batch.items if item.samples]
     result = StepResult({}, 0.0)
-    for seq, made in zip(sampling, sample(logits, sampling, mask), strict=True):
+    for seq, made in zip(sampling, sample(logits, sampling), strict=True):
         if isinstance(made, Sampled):
             result.tokens[seq.id] = made
         else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,26 @@ LEGAL_MOVES: Mapping[State, frozenset[State]] = {
 }
 
 
+class Constraint(Protocol):
+    """Which tokens an answer may be made of; `windlass.serving.automaton.Walk` is one. One for each answer."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete and nothing more can follow."""
+        ...
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Tokens that may come next, bool [vocab]; those that end the answer among them when it may end."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Go on with a token, one that does not end the answer.
+
+        Raises:
+            UsageError: it is not allowed here.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn, and when to stop.
@@ -72,6 +92,7 @@ class SamplingParams:
         repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt or answer.
         logit_bias: Added to the logits of single tokens.
         n: Answers to make from one prompt.
+        constraint: Makes what each answer is held to; None: any tokens.
 
     Raises:
         UsageError: a value is out of range; the message names it.
@@ -92,6 +113,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     n: int = 1
+    constraint: Callable[[], Constraint] | None = None
 
     def __post_init__(self) -> None:
         _within("max_tokens", self.max_tokens, 0, 1 << 40)
@@ -113,7 +135,7 @@ class SamplingParams:
     @property
     def plain_greedy(self) -> bool:
         """Whether the likeliest token by the bare logits is all that is wanted."""
-        return self.temperature == 0 and not self.reshapes
+        return self.temperature == 0 and not self.reshapes and self.constraint is None
 
     @property
     def reshapes(self) -> bool:
@@ -187,11 +209,12 @@ class Sequence:
         view: Its context; None while it waits.
         preemptions: How often it had to give its pages back.
         node, published: How far its pages are known to the prefix tree.
+        constraint: What its answer is held to.
     """
 
     __slots__ = (
-        "added", "computed", "error", "finish", "id", "index", "node", "preemptions", "prompt_length", "published",
-        "request", "state", "tokens", "view",
+        "added", "computed", "constraint", "error", "finish", "id", "index", "node", "preemptions", "prompt_length",
+        "published", "request", "state", "tokens", "view",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int = 0) -> None:
@@ -209,6 +232,7 @@ class Sequence:
         self.error: Exception | None = None
         self.preemptions = 0
         self.added = request.arrival
+        self.constraint = None if request.params.constraint is None else request.params.constraint()
 
     def __repr__(self) -> str:
         return f"Sequence({self.id!r}, {self.state}, {self.computed}/{len(self.tokens)})"

@@ -34,13 +34,26 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of one of the caller's functions; `arguments` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """One whole answer; `finish` is `stop` or `length`, `tokens` are there when they were asked for."""
+    """One whole answer.
+
+    `finish` is `stop`, `length` or `tool_calls`; `tokens` are there when they were asked for.
+    """
 
     index: int
     text: str
     finish: str
     tokens: tuple[TokenChance, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

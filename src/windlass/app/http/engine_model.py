@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from windlass.app.http.engine_call import EngineCall
 from windlass.app.http.metrics import Metrics
 from windlass.app.http.openai_schema import SamplingBody, WindlassOptions
 from windlass.app.http.replies import ApiError
+from windlass.app.http.structured import Grammars
 from windlass.app.http.tenants import Tenant
 from windlass.serving.engine_chat import EngineChat
-from windlass.serving.request import Request, SamplingParams, tokens_of
+from windlass.serving.request import Constraint, Request, SamplingParams, tokens_of
 
 # No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
 LONGEST_TOKEN = 64
@@ -43,6 +45,7 @@ class EngineModel:
         *,
         most_tokens: int,
         answers: int | None = None,
+        constraint: Callable[[], Constraint] | None = None,
     ) -> EngineCall:
         """Put a call in the engine's queue.
 
@@ -53,6 +56,7 @@ class EngineModel:
             metrics: Where its times are counted.
             most_tokens: Most tokens of one answer, and how many there are when the body does not say.
             answers: For each prompt; None: what the body says.
+            constraint: What each answer is held to.
 
         Raises:
             ApiError: A prompt and its answer do not fit the context, a token is not one, or the server is stopping.
@@ -69,13 +73,20 @@ class EngineModel:
             if not prompt or max(prompt) >= size:
                 raise ApiError(400, "prompt: it is empty, or a token is not the model's", param="prompt")
             limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
-            params = body.params(limit, answers)
+            params = body.params(limit, answers, constraint)
             self._require_tokens(params)
             requests.append(_request(prompt, params, tenant, body.windlass))
         call = EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
         self._open.add(call)
         call.when_done(lambda: self._open.discard(call))
         return call
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """What answers can be held to."""
+        vocabulary = self.model.tokenizer.vocabulary
+        tokens = map(vocabulary.bytes_of, range(self.model.decoder.config.vocab_size))
+        return Grammars(tokens, self.engine.engine.end_ids)
 
     @property
     def busy(self) -> bool:

@@ -31,12 +31,14 @@ from windlass.app.http.openai_schema import (
 )
 from windlass.app.http.replies import ApiError, plain
 from windlass.app.http.services import CHARGED, Caller, Services, caller_of, services_of
+from windlass.app.http.structured import ToolCalls, with_tools
 from windlass.app.http.tenants import Tenant
 from windlass.core.errors import UsageError
 
 if TYPE_CHECKING:
     from windlass.models.encoder import Encoder
     from windlass.retrieval.types import Answer
+    from windlass.serving.request import Constraint
 
 router = APIRouter(prefix="/v1")
 
@@ -152,7 +154,7 @@ async def _chat(services: Services, caller: Caller, body: ChatRequest) -> Call:
 
 
 async def _model_chat(services: Services, caller: Caller, body: ChatRequest) -> Call:
-    messages = conversation(body.messages)
+    messages = with_tools(conversation(body.messages), body)
     model = await services.call(services.chat_model)
     if sum(len(message["content"]) for message in messages) > model.context_length * LONGEST_TOKEN:
         raise too_long("more", body.token_limit or 1, model.context_length)
@@ -161,7 +163,9 @@ async def _model_chat(services: Services, caller: Caller, body: ChatRequest) -> 
         body.check_without_engine(body.model)
         return QueueCall(services.submit(caller, await services.call(_chat_work, services, caller.tenant, body)))
     prompt = await services.call(engine.model.tokenizer.chat, messages)
-    return _start(services, caller, engine, [prompt], body)
+    constraint = await services.call(lambda: engine.grammars.constraint(body))
+    call = _start(services, caller, engine, [prompt], body, constraint=constraint)
+    return ToolCalls(call) if body.usable_tools else call
 
 
 def _start(
@@ -170,10 +174,14 @@ def _start(
     engine: EngineModel,
     prompts: list[list[int]],
     body: SamplingBody,
+    *,
     answers: int | None = None,
+    constraint: Callable[[], Constraint] | None = None,
 ) -> EngineCall:
-    most = services.pipeline.settings.server.max_tokens
-    call = engine.start(prompts, body, caller.tenant, services.metrics, most_tokens=most, answers=answers)
+    call = engine.start(
+        prompts, body, caller.tenant, services.metrics, answers=answers, constraint=constraint,
+        most_tokens=services.pipeline.settings.server.max_tokens,
+    )  # fmt: skip
     call.when_done(lambda: services.admission.charge(caller.tenant, call.tokens_used))
     services.track(caller, call)
     return call
