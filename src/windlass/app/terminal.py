@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +154,7 @@ def print_card(overview: Overview, report: IndexReport | None) -> None:
 
 def print_started(started: Started) -> None:
     """Where the server is, and the key when one was just made: it is kept nowhere else."""
-    for notice in started.notices:
-        print(f"note: {notice}", file=sys.stderr)
+    print_notices(started.notices)
     if started.new_key:
         print(f"API key (shown once): {started.new_key}", flush=True)
     print(f"Windlass is at {started.url}  (Ctrl-C stops it)", flush=True)
@@ -183,7 +182,12 @@ def print_answer(answer: Answer) -> None:
     used = f"used {answer.passages_used} of {answer.passages_found} passages, " if answer.passages_found else ""
     seconds = answer.timings.get("search", 0.0) + answer.timings.get("answer", 0.0)
     console.print(f"\n{used}{_MODES.get(answer.mode, answer.mode)}, {seconds:.2f} s", style="dim")
-    for notice in answer.notices:
+    print_notices(answer.notices)
+
+
+def print_notices(notices: Iterable[str]) -> None:
+    """What a reader should know, beside the output and not in it."""
+    for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
 
 

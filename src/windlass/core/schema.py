@@ -168,6 +168,10 @@ STEPS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX joins_by_parent ON joins (parent);
     """,
+    """
+    -- What a join follows from, in words.
+    ALTER TABLE joins ADD COLUMN why TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 VERSION = len(STEPS)

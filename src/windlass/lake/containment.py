@@ -258,7 +258,7 @@ def _not_ruled_out(facts: _ColumnFacts, lots: Sequence[_Lot]) -> NDArray[np.int6
     return pairs
 
 
-class _Loaded:
+class LoadedTables:
     """Hashed tables by number, the last used ones kept, and their row hashes on sets of columns."""
 
     def __init__(self, tables: Sequence[LakeTable]) -> None:
@@ -280,7 +280,7 @@ class _Loaded:
 def _verified(tables: Sequence[LakeTable], pairs: NDArray[np.int64], progress: Progress) -> Iterator[Contained]:
     """The pairs of which all rows were compared; grouped by parent, so that each is read and projected once."""
     progress.start("contain", len(pairs), "pairs")
-    loaded = _Loaded(tables)
+    loaded = LoadedTables(tables)
     by_parent: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
     for child, parent in pairs.tolist():
         by_parent[parent, tuple(sorted(tables[child].columns))].append(child)

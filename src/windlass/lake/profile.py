@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import reduce
@@ -331,25 +331,48 @@ def _duplicates_and_keys(
     keys = _single_keys(columns, table.rows)
     if keys or not table.rows or not columns:
         return 0, keys
-    seeded = np.zeros(table.hashes.shape, np.uint64)
-    for place in range(len(columns)):
-        add_cells(table.hashes[place], table.seeds[place], seeded[place])
-    slots = np.empty(1 << (2 * table.rows - 1).bit_length(), np.uint64)
-    if not sketches.rows_are_unique(seeded, np.arange(len(columns)), slots):
+    seeded = _seeded(table)
+    if not sketches.rows_are_unique(seeded, np.arange(len(columns)), _slots(table.rows)):
         first, _ = sketches.group_values(seeded.sum(axis=0), np.ones(table.rows, np.uint8))
         return table.rows - len(first), ()
     order = sorted(range(len(columns)), key=lambda place: -columns[place].column.distinct)[:_KEY_COLUMNS]
     found: list[tuple[int, ...]] = []
-    for width in range(2, _KEY_WIDTH + 1):
-        for group in combinations(sorted(order), width):
-            possible = math.prod(columns[place].column.distinct + 1 for place in group) >= table.rows
-            if possible and sketches.rows_are_unique(seeded, np.array(group), slots):
-                found.append(group)
-                if len(found) == _MOST_KEYS:
-                    break
-        if found:
+    for group in unique_groups(table, columns, sorted(order), seeded):
+        if len(found) == _MOST_KEYS or (found and len(group) > len(found[0])):
             break
+        found.append(group)
     return 0, tuple(tuple(columns[place].name for place in group) for group in found)
+
+
+def unique_groups(
+    table: HashedTable,
+    columns: Sequence[ColumnProfile],
+    places: Sequence[int],
+    seeded: NDArray[np.uint64] | None = None,
+) -> Iterator[tuple[int, ...]]:
+    """Sets of two or three columns, of those at `places`, that tell all rows apart and hold no smaller such set."""
+    seeded = _seeded(table) if seeded is None else seeded
+    slots = _slots(table.rows)
+    found: list[set[int]] = []
+    for width in range(2, _KEY_WIDTH + 1):
+        for group in combinations(places, width):
+            possible = math.prod(columns[place].column.distinct + 1 for place in group) >= table.rows
+            if not possible or any(smaller <= set(group) for smaller in found):
+                continue
+            if sketches.rows_are_unique(seeded, np.array(group), slots):
+                found.append(set(group))
+                yield group
+
+
+def _seeded(table: HashedTable) -> NDArray[np.uint64]:
+    seeded = np.zeros(table.hashes.shape, np.uint64)
+    for place in range(len(table.names)):
+        add_cells(table.hashes[place], table.seeds[place], seeded[place])
+    return seeded
+
+
+def _slots(rows: int) -> NDArray[np.uint64]:
+    return np.empty(1 << max(2 * rows - 1, 1).bit_length(), np.uint64)
 
 
 def without_hashes(profile: TableProfile) -> TableProfile:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.tasks import usable_cores
 from windlass.kernels.cpu_attention import CHUNK
+from windlass.kernels.lora import ROOM
 from windlass.models import cpu_step, cpu_tables
+from windlass.models.adapter_tables import AdapterTables, TokenAdapters
 from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
 from windlass.models.cpu_packing import pack
@@ -65,6 +67,8 @@ class CpuEngine:
         self._scratch_for = (0, 0)
         self._calls = cpu_step.kernel_addresses()
         self._barrier = np.zeros(16, np.int64)
+        none = AdapterTables.of([], 1, self.config)
+        self._no_adapters = self._make_adapters(np.zeros(0, np.int64), none, 0, 0)
         self._crew, self._free_cores = _Crew(self.threads), _FreeCores(self.threads)
         self._lock = threading.Lock()
 
@@ -121,13 +125,14 @@ class CpuEngine:
             check_tokens(np.array([token]), self.config, cache.length)
         return self._append([np.array([token]) for token in tokens], caches)[0]
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool) -> Floats:
+    def forward_tokens(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None) -> Floats:
         """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
 
         Args:
             batch: What to compute; its pages are owned by the caller.
             pool: Pages of this model's shape, made by `new_pool`. Nothing else may write to the pages of
                 the batch meanwhile.
+            adapters: Low-rank updates of tokens that have any; their pages are among the pool's.
 
         Returns:
             Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
@@ -137,9 +142,11 @@ class CpuEngine:
         """
         with self._lock:
             self._require_valid(batch, pool)
-            return self._compute(batch, pool, greedy=False)[0]
+            return self._compute(batch, pool, greedy=False, adapters=self._updates(batch, pool, adapters))[0]
 
-    def forward_greedy(self, batch: TokenBatch, pool: PagePool) -> NDArray[np.int64]:
+    def forward_greedy(
+        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None
+    ) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
 
         Where logits are no numbers, the id is `vocab_size`, which no token has.
@@ -149,7 +156,7 @@ class CpuEngine:
         """
         with self._lock:
             self._require_valid(batch, pool)
-            logits, chosen = self._compute(batch, pool, greedy=True)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=self._updates(batch, pool, adapters))
             if len(logits):
                 chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
             return chosen
@@ -184,7 +191,9 @@ class CpuEngine:
                 cache.length = end
             return found
 
-    def _compute(self, batch: TokenBatch, pool: PagePool, *, greedy: bool) -> tuple[Floats, NDArray[np.int64]]:
+    def _compute(
+        self, batch: TokenBatch, pool: PagePool, *, greedy: bool, adapters: cpu_tables.Adapters | None = None
+    ) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
         self._sizes[cpu_tables.PAGE_TOKENS] = pool.page_tokens
@@ -198,7 +207,10 @@ class CpuEngine:
             batch.ids, batch.positions, batch.rows, batch.slots, batch.visible, batch.context_pages,
             batch.context_starts, begins, batch.context_lengths, batch.context_offsets, batch.out_rows,
         )  # fmt: skip
-        shared = (self._barrier, self._weights(), step, pool.data.reshape(-1), self._room_for(tokens, seen))
+        shared = (
+            self._barrier, self._weights(), step, pool.data.reshape(-1), self._room_for(tokens, seen),
+            self._no_adapters if adapters is None else adapters,
+        )  # fmt: skip
         out = (logits.reshape(-1), best, chosen)
         self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared, *out))
         if not greedy:
@@ -222,6 +234,21 @@ class CpuEngine:
             vocab_size=config.vocab_size,
             max_position=config.max_position,
         )
+
+    def _updates(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None) -> cpu_tables.Adapters | None:
+        if adapters is None or (adapters.slots < 0).all():
+            return None
+        adapters.require_valid(tokens=len(batch.ids), config=self.config, elements=pool.data.size)
+        rank, rows = adapters.resident.rank, max(len(batch.ids), self.threads)
+        return self._make_adapters(adapters.slots, adapters.resident, 4 * (-(-(rank + ROOM) // 4)), rows)
+
+    def _make_adapters(
+        self, slots: NDArray[np.int64], resident: AdapterTables, width: int, rows: int
+    ) -> cpu_tables.Adapters:
+        config = self.config
+        widest = max(config.hidden_size, config.intermediate_size, config.n_heads * config.head_dim)
+        shrunk, inputs = np.empty((rows, 3 * width), np.float32), np.empty((self.threads, widest), np.float32)
+        return cpu_tables.Adapters(slots, resident.tables, resident.scales, resident.cells, shrunk, inputs)
 
     def _weights(self) -> cpu_tables.Weights:
         return cpu_tables.Weights(

@@ -15,7 +15,24 @@ from windlass.kernels.cpu_gemm import (
     quantize_token,
 )
 from windlass.kernels.simd import LANES, add_float, load_float, store_float
-from windlass.models.cpu_tables import BIAS, BLOCKS, BYTE, KIND, ROWS, TILE_CALL, TOKEN_GROUP, VECTOR_CALL
+from windlass.models.cpu_adapters import call_expand_rows
+from windlass.models.cpu_tables import (
+    ADAPTERS,
+    BIAS,
+    BLOCKS,
+    BYTE,
+    EXPAND_ROWS_CALL,
+    GATE,
+    KIND,
+    ROWS,
+    TILE_CALL,
+    TOKEN_GROUP,
+    UP,
+    VECTOR_CALL,
+    WEIGHTS,
+    Adapters,
+    Weights,
+)
 
 
 @pasted
@@ -92,7 +109,8 @@ def _gated_tiles(
 @compiled
 def _project_gated(
     gates: Any, ups: Any, low: int, high: int, tokens: int, arena: Any, floats: Any, xq: Any, dx: Any, xsum: Any,
-    x_at: int, calls: Any, sums: Any, more: Any, out: Any, stride: int,
+    x_at: int, calls: Any, sums: Any, more: Any, out: Any, stride: int, thread: int, layer: int, w: Weights,
+    adapters: Adapters, data: Any,
 ) -> None:  # fmt: skip
     """Tiles of the gate and the up matrix together: `silu(gate) * up` into `out[token * stride + row]`."""
     together = 8 if tokens == 1 else 1
@@ -104,6 +122,13 @@ def _project_gated(
                 _gated_tiles(
                     matrix, tile, tiles, tokens, first, count, arena, floats, xq, dx, xsum, x_at, calls, target
                 )
+            if adapters.slots.shape[0] > 0:
+                for matrix, target in ((GATE, sums), (UP, more)):
+                    updates = (
+                        thread, tokens, first, count, layer, matrix, matrix - GATE, 16 * tile, 16 * tiles, w, adapters,
+                        data, target, 0, 16,
+                    )  # fmt: skip
+                    call_expand_rows(calls[EXPAND_ROWS_CALL], updates)
             for part in range(tiles * count):
                 row = 16 * (tile + part) if tokens == 1 else (first + part) * stride + 16 * tile
                 gate(sums, 16 * part, more, 16 * part, out, row)
@@ -132,8 +157,11 @@ PROJECT = Compiled(
 )
 PROJECT_GATED = Compiled(
     _project_gated,
-    types.void(_I64, _I64, _INT, _INT, _INT, _U8, _F32, *_ROUNDED, _I64, _F32, _F32, _F32, _INT),
-)
+    types.void(
+        _I64, _I64, _INT, _INT, _INT, _U8, _F32, *_ROUNDED, _I64, _F32, _F32, _F32, _INT, _INT, _INT, WEIGHTS, ADAPTERS,
+        types.Array(types.uint16, 1, "C"),
+    ),
+)  # fmt: skip
 QUANTIZE = Compiled(_quantize, types.void(_INT, _INT, _INT, _F32, _INT, _F32, _INT, _FLOAT, _F32, *_ROUNDED))
 call_project, call_project_gated, call_quantize = (
     caller(kernel.signature) for kernel in (PROJECT, PROJECT_GATED, QUANTIZE)

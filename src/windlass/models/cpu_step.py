@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from windlass.kernels.compiled import Compiled, caller, compiled
 from windlass.kernels.cpu_attention import ATTEND
 from windlass.kernels.cpu_gemm import TILE_PRODUCT, VECTOR_PRODUCT, unpack_row
+from windlass.kernels.lora import EXPAND, SHRINK
 from windlass.kernels.meeting import meet
+from windlass.models.cpu_adapters import EXPAND_ROWS, SHRINK_TOKENS, call_expand_rows, call_shrink_tokens
 from windlass.models.cpu_context import (
     ATTEND_FEW,
     ATTEND_MANY,
@@ -38,11 +40,13 @@ from windlass.models.cpu_linear import (
     call_quantize,
 )
 from windlass.models.cpu_tables import (
+    ADAPTERS,
     ATTN_NORM,
     BATCH,
     BYTE,
     DOWN,
     EMBEDDING,
+    EXPAND_ROWS_CALL,
     FEW_CALL,
     FFN_NORM,
     GATE,
@@ -63,9 +67,11 @@ from windlass.models.cpu_tables import (
     QUERY,
     ROWS,
     SCRATCH,
+    SHRINK_TOKENS_CALL,
     UP,
     VALUE,
     WEIGHTS,
+    Adapters,
     Batch,
     Scratch,
     Weights,
@@ -77,13 +83,16 @@ def kernel_addresses() -> NDArray[np.int64]:
     """What `Weights.calls` holds: the machine code of the kernels, compiled or read from disk now."""
     kernels = (
         TILE_PRODUCT, VECTOR_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, TURN, STORE_KEYS, ATTEND_FEW,
-        MERGE_PARTS, ATTEND_MANY, FIND_HEAD, LAYER,
+        MERGE_PARTS, ATTEND_MANY, FIND_HEAD, LAYER, SHRINK, EXPAND, SHRINK_TOKENS, EXPAND_ROWS,
     )  # fmt: skip
     return np.array([kernel.address() for kernel in kernels], np.int64)
 
 
 @compiled
-def _linear_qkv(thread: int, threads: int, tokens: int, plan: Any, w: Weights, s: Scratch, x_at: int) -> None:
+def _linear_qkv(
+    thread: int, threads: int, tokens: int, layer: int, w: Weights, s: Scratch, x_at: int, adapters: Adapters, data: Any
+) -> None:
+    plan = w.plan[layer]
     stride = (w.sizes[HEADS] + 2 * w.sizes[KEY_HEADS]) * w.sizes[HEAD_DIM]
     total = 0
     for matrix in range(QUERY, VALUE + 1):
@@ -98,24 +107,52 @@ def _linear_qkv(thread: int, threads: int, tokens: int, plan: Any, w: Weights, s
             s.qkv, out_at, stride, False,
         )  # fmt: skip
         call_project(w.calls[PROJECT_CALL], arguments)
+        if adapters.slots.shape[0] > 0 and begin < end:
+            rows = min(16 * end, plan[matrix, ROWS]) - 16 * begin
+            updates = (
+                thread, tokens, 0, tokens, layer, matrix, matrix - QUERY, 16 * begin, rows, w, adapters, data, s.qkv,
+                out_at + 16 * begin, stride,
+            )  # fmt: skip
+            call_expand_rows(w.calls[EXPAND_ROWS_CALL], updates)
         before += tiles
         out_at += plan[matrix, ROWS]
 
 
 @compiled
-def _linear_add(thread: int, threads: int, tokens: int, matrix: Any, w: Weights, s: Scratch, x_at: int) -> None:
+def _linear_add(
+    thread: int, threads: int, tokens: int, layer: int, which: int, w: Weights, s: Scratch, x_at: int,
+    adapters: Adapters, data: Any,
+) -> None:  # fmt: skip
+    matrix = w.plan[layer, which]
     low, high = share((matrix[ROWS] + 15) // 16, thread, threads)
     arguments = (
         matrix, low, high, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread], s.x, 0,
         w.sizes[HIDDEN], True,
     )  # fmt: skip
     call_project(w.calls[PROJECT_CALL], arguments)
+    if adapters.slots.shape[0] > 0 and low < high:
+        updates = (
+            thread, tokens, 0, tokens, layer, which, 0, 16 * low, min(16 * high, matrix[ROWS]) - 16 * low, w, adapters,
+            data, s.x, 16 * low, w.sizes[HIDDEN],
+        )  # fmt: skip
+        call_expand_rows(w.calls[EXPAND_ROWS_CALL], updates)
+
+
+@compiled
+def _shrink(
+    thread: int, threads: int, tokens: int, layer: int, low: int, high: int, x: Any, size: int, norm_at: int,
+    w: Weights, adapters: Adapters, data: Any,
+) -> None:  # fmt: skip
+    if adapters.slots.shape[0] > 0:
+        arguments = (thread, threads, tokens, layer, low, high, x, size, norm_at, w, adapters, data)
+        call_shrink_tokens(w.calls[SHRINK_TOKENS_CALL], arguments)
 
 
 @compiled
 def _layer(
-    thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, x_at: int
-) -> None:
+    thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, x_at: int,
+    adapters: Adapters,
+) -> None:  # fmt: skip
     tokens, hidden, inner = batch.ids.shape[0], w.sizes[HIDDEN], w.sizes[INNER]
     plan, extra, normed = w.plan[layer], w.extras[layer], s.normed[thread]
     together = 1 if tokens == 1 else threads
@@ -124,8 +161,9 @@ def _layer(
         w.calls[QUANTIZE_CALL],
         (thread, threads, tokens, s.x, hidden, w.floats, extra[ATTN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at),
     )
+    _shrink(thread, threads, tokens, layer, QUERY, VALUE + 1, s.x, hidden, extra[ATTN_NORM], w, adapters, data)
     meet(barrier, together)
-    _linear_qkv(thread, threads, tokens, plan, w, s, x_at)
+    _linear_qkv(thread, threads, tokens, layer, w, s, x_at, adapters, data)
     meet(barrier, threads)
     if tokens == 1:
         call_attend_few(w.calls[FEW_CALL], (thread, threads, layer, w, batch, data, s))
@@ -133,23 +171,26 @@ def _layer(
         call_merge_parts(w.calls[MERGE_CALL], (0, layer, w, batch, s, thread, normed))
         arguments = (0, 1, 1, normed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at)
         call_quantize(w.calls[QUANTIZE_CALL], arguments)
+        _shrink(thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, normed, mixed, -1, w, adapters, data)
     else:
         attention(thread, threads, barrier, layer, w, batch, data, s)
         meet(barrier, threads)
         arguments = (thread, threads, tokens, s.mixed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at)
         call_quantize(w.calls[QUANTIZE_CALL], arguments)
+        _shrink(thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, s.mixed, mixed, -1, w, adapters, data)
     meet(barrier, together)
-    _linear_add(thread, threads, tokens, plan[OUTPUT], w, s, x_at)
+    _linear_add(thread, threads, tokens, layer, OUTPUT, w, s, x_at, adapters, data)
     meet(barrier, threads)
     call_quantize(
         w.calls[QUANTIZE_CALL],
         (thread, threads, tokens, s.x, hidden, w.floats, extra[FFN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at),
     )
+    _shrink(thread, threads, tokens, layer, GATE, UP + 1, s.x, hidden, extra[FFN_NORM], w, adapters, data)
     meet(barrier, together)
     low, high = share((inner + 15) // 16, thread, threads)
     gated = (
         plan[GATE], plan[UP], low, high, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread],
-        s.more[thread], s.inner, inner,
+        s.more[thread], s.inner, inner, thread, layer, w, adapters, data,
     )  # fmt: skip
     call_project_gated(w.calls[GATED_CALL], gated)
     meet(barrier, threads)
@@ -157,14 +198,15 @@ def _layer(
         w.calls[QUANTIZE_CALL],
         (thread, threads, tokens, s.inner, inner, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at),
     )
+    _shrink(thread, threads, tokens, layer, DOWN, DOWN + 1, s.inner, inner, -1, w, adapters, data)
     meet(barrier, together)
-    _linear_add(thread, threads, tokens, plan[DOWN], w, s, x_at)
+    _linear_add(thread, threads, tokens, layer, DOWN, w, s, x_at, adapters, data)
     meet(barrier, threads)
 
 
 _INT, _I64 = types.int64, types.Array(types.int64, 1, "C")
 _U16 = types.Array(types.uint16, 1, "C")
-LAYER = Compiled(_layer, types.void(_INT, _INT, _I64, _INT, WEIGHTS, BATCH, _U16, SCRATCH, _INT))
+LAYER = Compiled(_layer, types.void(_INT, _INT, _I64, _INT, WEIGHTS, BATCH, _U16, SCRATCH, _INT, ADAPTERS))
 call_layer = caller(LAYER.signature)
 
 
@@ -177,6 +219,7 @@ def forward(
     batch: Batch,
     data: Any,
     s: Scratch,
+    adapters: Adapters,
     logits: Any,
     best: Any,
     chosen: Any,
@@ -184,8 +227,8 @@ def forward(
     """Append every token of `batch` to its sequence; write what `head` says for each of
     `batch.wanted`.
 
-    Every thread calls this with its own number and the same arguments. Sums do not depend on the number of threads,
-    nor on which tokens share a batch.
+    Tokens with an adapter get its updates too (`adapters`). Every thread calls this with its own number and the same
+    arguments. Sums do not depend on the number of threads, nor on which tokens share a batch.
     """
     tokens, hidden, layers = batch.ids.shape[0], w.sizes[HIDDEN], w.extras.shape[0]
     mine = thread * w.sizes[LARGEST_BLOCKS]
@@ -194,7 +237,7 @@ def forward(
         unpack_row(w.arena, embedding[BYTE], embedding[KIND], hidden, batch.ids[token], s.x, token * hidden)
     meet(barrier, threads)
     for layer in range(layers):
-        arguments = (thread, threads, barrier, layer, w, batch, data, s, mine if tokens == 1 else 0)
+        arguments = (thread, threads, barrier, layer, w, batch, data, s, mine if tokens == 1 else 0, adapters)
         call_layer(w.calls[LAYER_CALL], arguments)
     if batch.wanted.shape[0] > 0:
         call_head(w.calls[HEAD_CALL], (thread, threads, barrier, w, batch, s, logits, best, chosen))

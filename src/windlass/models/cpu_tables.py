@@ -20,7 +20,10 @@ HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOC
 """Entries of `sizes`."""
 TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, TURN_CALL = range(7)
 KEYS_CALL, FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL = range(7, 13)
+SHRINK_CALL, EXPAND_CALL, SHRINK_TOKENS_CALL, EXPAND_ROWS_CALL = range(13, 17)
 """Entries of `Weights.calls`: addresses of compiled functions."""
+RANK, FIRST_ROW, FIRST_COLUMN = range(3)
+"""Columns of a matrix in `Adapters.tables`: its rank, and where in `cells` the rows of A and the columns of B begin."""
 TOKEN_GROUP = 64
 """Tokens that share one pass over a weight tile; their sums stay in the first-level cache."""
 CANDIDATES = 64
@@ -89,6 +92,23 @@ class Scratch(NamedTuple):
     candidates: Any
 
 
+class Adapters(NamedTuple):
+    """Low-rank updates of the tokens of a step.
+
+    `slots` int64 [tokens], or empty when no token has any: which adapter, -1 for none. `tables` int64
+    [adapters, layers, 7, 3], `scales` float32 [adapters, layers, 7], `cells` int64: where in the pool a row or a column
+    begins. Scratch: `shrunk` float32, for each token (or thread, when there is one token) three rows of the largest
+    rank and a little more; `inputs` float32, a row a thread.
+    """
+
+    slots: Any
+    tables: Any
+    scales: Any
+    cells: Any
+    shrunk: Any
+    inputs: Any
+
+
 def _arrays(kind: Any, dimensions: int = 1) -> Any:
     return types.Array(kind, dimensions, "C")
 
@@ -104,7 +124,10 @@ _FLAT = ("x", "qkv", "mixed", "inner", "dx", "xsum", "parts", "tops")
 SCRATCH = types.NamedTuple(  # type: ignore[no-untyped-call]
     [_OF_SCRATCH.get(name, _F32 if name in _FLAT else _F32_ROWS) for name in Scratch._fields], Scratch
 )
-"""The types of the three in signatures."""
+ADAPTERS = types.NamedTuple(  # type: ignore[no-untyped-call]
+    [_I64, _arrays(types.int64, 4), _arrays(types.float32, 3), _I64, _F32_ROWS, _F32_ROWS], Adapters
+)
+"""The types of the four in signatures."""
 
 
 @pasted

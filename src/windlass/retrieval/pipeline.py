@@ -164,7 +164,22 @@ class Pipeline:
     @property
     def notices(self) -> tuple[str, ...]:
         """What a reader should know about how complete this pipeline is."""
-        return tuple(self._notices.values())
+        notices = list(self._notices.values())
+        if self._encoder is not None and not isinstance(self._encoder, str):
+            with self.workspace.reading() as connection:
+                waiting, embedded, by_this = connection.execute(
+                    "SELECT (SELECT count(*) FROM files WHERE state = 'parsed'), EXISTS (SELECT 1 FROM embeddings),"
+                    " EXISTS (SELECT 1 FROM embeddings WHERE encoder = ?)",
+                    (self._encoder.fingerprint,),
+                ).fetchone()
+            if embedded and not by_this:
+                notices.append(
+                    f"this folder was embedded by another model or precision than {self.settings.models.encoder}:"
+                    " search goes by words alone until `windlass up` embeds it again"
+                )
+            elif waiting:
+                notices.append(f"{waiting} files are found by their words only until their embeddings are made")
+        return tuple(notices)
 
     def index(
         self,
@@ -205,7 +220,7 @@ class Pipeline:
                 clock.lap("embed")
             if is_much_gone:
                 merge_words(self.workspace, progress)
-        report.notices = list(self.notices)
+        report.notices = list(self._notices.values())
         report.seconds = clock.seconds
         return report
 
@@ -275,7 +290,7 @@ class Pipeline:
                     on_token=on_token,
                 )
         clock.lap("answer")
-        notices = (*answer.notices, *self._coverage_notices())
+        notices = (*answer.notices, *self.notices)
         return dataclasses.replace(answer, notices=notices, timings={**answer.timings, **clock.seconds})
 
     def overview(self) -> Overview:
@@ -393,15 +408,6 @@ class Pipeline:
             for passage, score in zip(hits.ids[0], hits.scores[0], strict=True)
             if int(passage) in found
         ]
-
-    def _coverage_notices(self) -> tuple[str, ...]:
-        notices = list(self.notices)
-        if self._encoder is not None and not isinstance(self._encoder, str):
-            with self.workspace.reading() as connection:
-                waiting = connection.execute("SELECT count(*) FROM files WHERE state = 'parsed'").fetchone()[0]
-            if waiting:
-                notices.append(f"{waiting} files are found by their words only until their embeddings are made")
-        return tuple(notices)
 
     def _load(self, what: str, load: Callable[[str], _T], name: str) -> _T | None:
         if not name or name == "none":

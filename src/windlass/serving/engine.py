@@ -25,6 +25,7 @@ from windlass.serving.metrics import EngineMetrics
 from windlass.serving.request import FinishReason, Request, Sequence, State, sequences_of
 
 if TYPE_CHECKING:
+    from windlass.serving.adapters import EngineAdapters
     from windlass.serving.schedule_trace import ScheduleTrace
 
 log = logging.getLogger("windlass.serving")
@@ -152,6 +153,7 @@ class Engine:
         end_ids: Tokens with which the model ends an answer.
         text: Makes the text of an answer; None: tokens only.
         trace: Where every step is noted, to be replayed.
+        adapters: Those that requests may name, on the books of `kv`; None: none.
     """
 
     def __init__(
@@ -165,10 +167,12 @@ class Engine:
         end_ids: Iterable[int] = (),
         text: Callable[[Sequence], AnswerText] | None = None,
         trace: ScheduleTrace | None = None,
+        adapters: EngineAdapters | None = None,
     ) -> None:
         self.executor, self.scheduler, self.kv = executor, scheduler, kv
         self.config = config or EngineConfig()
         self.metrics = EngineMetrics()
+        self.adapters = adapters
         self.end_ids = frozenset(end_ids)
         self._clock, self._now = clock, -math.inf
         self._text, self._trace = text, trace
@@ -191,6 +195,7 @@ class Engine:
             ContextLengthError: prompt and answer together fit neither the model nor the memory.
             QueueFull: too many wait already.
             DeadlineError: what waits before it takes longer than it has.
+            AdapterNotFound: there is no such adapter.
             UsageError: its id is in use.
         """
         self._require_memory(request)
@@ -199,6 +204,8 @@ class Engine:
             if request.id in self._handles:
                 raise UsageError(f"a request with the id {request.id!r} is under way")
             self._require_place(request)
+            if self.adapters is not None:
+                self.adapters.claim(request, self.kv.page_tokens, self.kv.total_pages)
             self._handles[request.id] = handle
             for seq in handle.sequences:
                 self._enqueue(seq)
@@ -462,6 +469,8 @@ class Engine:
         self._events.append(event)
         if handle.done:
             del self._handles[event.request_id]
+            if self.adapters is not None:
+                self.adapters.release(handle.request)
 
     def _release(self) -> None:
         for seq in self._over:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from windlass.core.errors import UsageError
@@ -38,7 +38,7 @@ _NOTES = frozenset(
 _ALONE = ("$ref", "anyOf", "enum", "const")
 _DEFINITIONS = frozenset(("$defs", "definitions"))
 _MOST_STATES = 200_000
-_MOST_COUNT = 10_000
+_MOST_COUNT = 4_096
 _DIGITS = 15
 _LARGEST = 10**_DIGITS - 1
 _INDENT = 24
@@ -285,19 +285,22 @@ class _Builder:
         made.read(start, b'"', inside)
         closing = made.state()
         made.read(closing, b'"', end)
-        self._times(self._part("character"), least or 0, most, inside, closing, path)
+        # Not a call for each: nearly every token would leave it, and be followed through the stack.
+        self._times(self._character, least or 0, most, inside, closing, path)
 
-    def _times(self, target: int, least: int, most: int | None, start: int, end: int, path: str) -> None:
-        """`least` to `most` calls of `target` one behind the other."""
+    def _times(
+        self, part: Callable[[int, int], None], least: int, most: int | None, start: int, end: int, path: str
+    ) -> None:
+        """`least` to `most` of a part one behind the other."""
         if most is not None and most < (least or 0):
             raise UsageError(f"{path}: at least {least} and at most {most} cannot be")
         for place in range(least if most is None else most):
             if place >= least:
                 self._made.skip(start, end)
             start, before = self._made.state(), start
-            self._made.call(before, target, start)
+            part(before, start)
         if most is None:
-            self._made.call(start, target, start)
+            part(start, start)
         self._made.skip(start, end)
 
     def _array(self, schema: Mapping[str, Any], path: str, start: int, end: int) -> None:
@@ -316,7 +319,10 @@ class _Builder:
         self._sign(follower, b",", comma)
         made.call(comma, item, follower_end)
         made.call(opened, item, further)
-        self._times(follower, max(0, least - 1), None if most is None else most - 1, further, last, path)
+        most = None if most is None else most - 1
+        self._times(
+            lambda one, next_one: made.call(one, follower, next_one), max(0, least - 1), most, further, last, path
+        )
         made.call(last, self._part("space"), behind)
         made.skip(behind, closing)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from windlass.core.errors import EngineBug, PoolExhausted, UsageError
+from windlass.serving.adapter_pages import AdapterPages
 from windlass.serving.kv_view import KVView, Span
 from windlass.serving.prefix_tree import Eviction, Match, PrefixKey, PrefixTree
 from windlass.serving.request import Sequence
@@ -66,12 +67,14 @@ class PageCounts:
 
 @dataclass(frozen=True, slots=True)
 class PageStats:
-    """Pages by state. `cached` ones are held by the prefix tree alone and go when others need them."""
+    """Pages by state. `cached` ones are held by the prefix tree alone and go when others need them, as those of
+    `adapters` that nobody runs with."""
 
     total: int
     free: int
     cached: int
     used: int
+    adapters: int = 0
 
 
 class KVManager:
@@ -89,6 +92,7 @@ class KVManager:
         share_prefixes: Keep pages for later prompts.
         revision: Names the weights; pages of other weights never match.
         eviction: Which cached pages go first.
+        adapters: The books of adapters in the same pool; None when no request has any.
 
     Raises:
         UsageError: there is not a single page.
@@ -104,6 +108,7 @@ class KVManager:
         share_prefixes: bool = True,
         revision: str = "",
         eviction: Eviction = "lru",
+        adapters: AdapterPages | None = None,
     ) -> None:
         if pages < 1 or page_tokens < 1:
             raise UsageError(f"{pages} pages of {page_tokens} tokens hold nothing", hint="give the cache more memory")
@@ -114,6 +119,7 @@ class KVManager:
         self.share_prefixes = share_prefixes
         self.tree = PrefixTree(page_tokens, self._is_idle, eviction)
         self.hit_tokens = 0
+        self.adapters = adapters or AdapterPages(lambda key: 0)
         self._revision = revision
         self._taken = 0
         self._idle = 0
@@ -138,7 +144,8 @@ class KVManager:
 
     def can_admit(self, seq: Sequence, reserve: Reserve = "prompt") -> bool:
         """Whether pages for its whole prompt, and one token more, can be had while some stay free for the others."""
-        return self._missing(seq, self._match(seq), reserve) <= self._available(self._match(seq))
+        match = self._match(seq)
+        return self._missing(seq, match, reserve) <= self._available(seq, match)
 
     def admit(self, seq: Sequence, reserve: Reserve = "prompt") -> int:
         """Give a waiting sequence its pages; how many of its tokens are computed already.
@@ -149,17 +156,22 @@ class KVManager:
         if seq.view is not None:
             raise EngineBug(f"sequence {seq.id} is admitted twice")
         match = self._match(seq)
-        missing = self._missing(seq, match, reserve)
-        if missing > self._available(match):
-            raise PoolExhausted(f"{missing} pages are needed for {seq.id}, {self._available(match)} can be had")
+        missing, adapter = self._missing(seq, match, reserve), seq.request.adapter
+        if missing > self._available(seq, match):
+            raise PoolExhausted(f"{missing} pages are needed for {seq.id}, {self._available(seq, match)} can be had")
+        of_adapter = self.adapters.missing(adapter)
+        self.adapters.hold(adapter)
         view = KVView(self)
         if match.pages:
             view.append(Span(match.pages, 0, match.n_tokens, 0))
             self.tree.touch(match.node)
         if not self._make_room(missing):
             view.release()
+            self.adapters.drop(adapter)
             raise PoolExhausted(f"{missing} pages are needed for {seq.id}, and cached ones are not free to go")
-        view.extend(self._take(missing))
+        if adapter is not None and of_adapter:
+            self.adapters.settle(adapter, self._take(of_adapter))
+        view.extend(self._take(missing - of_adapter))
         seq.view, seq.node, seq.published = view, match.node, match.n_tokens
         self.hit_tokens += match.n_tokens
         return match.n_tokens
@@ -173,7 +185,9 @@ class KVManager:
         lacking = -(-max(0, count - view.room) // self.page_tokens)
         if lacking == 0 and not shared:
             return True
-        if lacking + shared > self.free_pages + self._idle or not self._make_room(lacking + shared):
+        if lacking + shared > self.free_pages + self._idle + self.adapters.idle_pages or not self._make_room(
+            lacking + shared
+        ):
             return False
         if shared:
             assert unfinished is not None
@@ -194,6 +208,7 @@ class KVManager:
         if seq.node is not None and seq.published:
             self.tree.touch(seq.node)
         seq.view.release()
+        self.adapters.drop(seq.request.adapter)
         seq.view, seq.node, seq.published = None, None, 0
 
     # What the engine asks
@@ -235,11 +250,13 @@ class KVManager:
                 self.drop(page)
 
     def clear(self) -> None:
-        """Forget every cached page that nobody uses."""
+        """Forget every cached page, and every adapter, that nobody uses."""
         self._make_room(self.total_pages)
 
     def stats(self) -> PageStats:
-        return PageStats(self.total_pages, self.free_pages, self._idle, self._taken - self._idle)
+        adapters = self.adapters.pages
+        used = self._taken - self._idle - adapters
+        return PageStats(self.total_pages, self.free_pages, self._idle, used, adapters)
 
     # What views ask (`PageOwner`)
 
@@ -274,6 +291,7 @@ class KVManager:
         expected = Counter(page for view in self._open.values() for page in view.pages)
         expected.update(node.page for node in self.tree.nodes())
         expected.update(page for _, page in self._pins)
+        expected.update(page for adapter in self.adapters.resident() for page in adapter.pages)
         for page, owners in enumerate(self.pool.owners):
             if owners != expected.get(page, 0):
                 raise EngineBug(f"page {page} has {owners} owners on the books and {expected.get(page, 0)} in fact")
@@ -300,12 +318,12 @@ class KVManager:
     def _missing(self, seq: Sequence, match: Match, reserve: Reserve) -> int:
         longest = max(seq.longest, len(seq.tokens))
         tokens = longest if reserve == "full" else min(longest, len(seq.tokens) + 1)
-        return -(-tokens // self.page_tokens) - len(match.pages)
+        return -(-tokens // self.page_tokens) - len(match.pages) + self.adapters.missing(seq.request.adapter)
 
-    def _available(self, match: Match) -> int:
-        revived = sum(self._is_idle(page) for page in match.pages)
+    def _available(self, seq: Sequence, match: Match) -> int:
+        revived = sum(self._is_idle(page) for page in match.pages) + self.adapters.revived(seq.request.adapter)
         kept = self.watermark_pages if self._open else 0
-        return self.free_pages + self._idle - revived - kept
+        return self.free_pages + self._idle + self.adapters.idle_pages - revived - kept
 
     def _is_idle(self, page: int) -> bool:
         return self.pool.owners[page] == 1
@@ -315,7 +333,10 @@ class KVManager:
         return [self.pool.take() for _ in range(count)]
 
     def _make_room(self, count: int) -> bool:
-        """Evict until `count` pages are free; whether they are."""
+        """Evict until `count` pages are free, idle adapters first; whether they are."""
+        for page in self.adapters.evict(count - self.free_pages) if count > self.free_pages else ():
+            self.pool.release(page)
+            self._taken -= 1
         for page in self.tree.evict(max(0, count - self.free_pages)):
             self.pool.release(page)
             self._taken -= 1

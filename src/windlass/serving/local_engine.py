@@ -8,6 +8,7 @@ from windlass.core.errors import UsageError
 from windlass.core.program import WallClock
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.generate import LocalModel
+from windlass.serving.adapters import AdapterStore, EngineAdapters
 from windlass.serving.engine import Engine, EngineConfig
 from windlass.serving.kv import KVManager
 from windlass.serving.numba_executor import NumbaExecutor
@@ -54,12 +55,15 @@ def local_engine(
     context_pages = -(-model.context_length // probe.page_tokens)
     pages = max(memory_bytes // probe.page_bytes, context_pages)
     pool = decoder.new_pool(pages=pages)
-    kv = KVManager(pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint)
+    adapters = EngineAdapters(AdapterStore(decoder.config, pool.data.shape[1], pages), pool)
+    kv = KVManager(
+        pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint, adapters=adapters.pages
+    )  # fmt: skip
 
     def text(seq: Sequence) -> Readable:
         return Readable(model.tokenizer.detokenizer(), seq.request.params.stop)
 
-    executor = NumbaExecutor(decoder, pool)
+    executor = NumbaExecutor(decoder, pool, adapters=adapters)
     return Engine(
         executor,
         FairShare(_policy(policy, tbt_slo_s, executor, kv), weights),
@@ -68,6 +72,7 @@ def local_engine(
         config=config,
         end_ids={*model.tokenizer.end_ids, *decoder.config.eos_ids},
         text=text,
+        adapters=adapters,
     )
 
 

@@ -9,9 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from windlass.core.errors import AdapterNotFound
+from windlass.models.adapter_tables import TokenAdapters
 from windlass.models.config import ModelConfig
 from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import TokenBatch
+from windlass.serving.adapters import EngineAdapters
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
 from windlass.serving.sampling import Floats, not_numbers, sample
 
@@ -21,8 +24,8 @@ class PagedModel(Protocol):
 
     config: ModelConfig
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool) -> Floats:
-        """float32 [len(batch.out_rows), vocab]."""
+    def forward_tokens(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None) -> Floats:
+        """float32 [len(batch.out_rows), vocab]. `adapters` is given only when a token has one."""
         ...
 
 
@@ -30,7 +33,9 @@ class PagedModel(Protocol):
 class GreedyPagedModel(Protocol):
     """One that finds the likeliest tokens without computing all logits."""
 
-    def forward_greedy(self, batch: TokenBatch, pool: PagePool) -> NDArray[np.int64]:
+    def forward_greedy(
+        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None
+    ) -> NDArray[np.int64]:
         """int64 [len(batch.out_rows)]."""
         ...
 
@@ -41,6 +46,7 @@ class NumbaExecutor:
     Args:
         model: Computes a batch of tokens.
         pool: The memory it writes; the one that the engine's `KVManager` hands out.
+        adapters: What requests with an adapter run with; None: such requests fail.
         clock: Seconds, for the durations it reports.
         most_tokens: Largest batch.
     """
@@ -50,28 +56,53 @@ class NumbaExecutor:
         model: PagedModel,
         pool: PagePool,
         *,
+        adapters: EngineAdapters | None = None,
         clock: Callable[[], float] = time.perf_counter,
         most_tokens: int = 4096,
     ) -> None:
         self._model, self._pool, self._clock = model, pool, clock
+        self._adapters = adapters
         self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
 
     def run(self, batch: Batch) -> StepResult:
+        started = self._clock()
+        options, failed = self._adapters_of(batch.items)
+        if failed:
+            batch = Batch([item for item in batch.items if item.seq.id not in failed])
+        if not batch.items:
+            return StepResult({}, self._clock() - started, failed=failed)
         if isinstance(self._model, GreedyPagedModel) and only_greedy(batch):
-            return self._run_greedy(self._model, batch)
-        return run_batch(batch, lambda tokens: self._model.forward_tokens(tokens, self._pool), self._clock)
+            result = self._run_greedy(self._model, batch, options)
+        else:
+            result = run_batch(
+                batch, lambda tokens: self._model.forward_tokens(tokens, self._pool, **options), self._clock
+            )
+        result.failed |= failed
+        result.duration_s = self._clock() - started
+        return result
 
-    def _run_greedy(self, model: GreedyPagedModel, batch: Batch) -> StepResult:
-        started, result = self._clock(), StepResult({}, 0.0)
-        ids = model.forward_greedy(token_batch(batch.items), self._pool).tolist()
+    def _run_greedy(self, model: GreedyPagedModel, batch: Batch, options: dict[str, Any]) -> StepResult:
+        result = StepResult({}, 0.0)
+        ids = model.forward_greedy(token_batch(batch.items), self._pool, **options).tolist()
         sampling = [item.seq.id for item in batch.items if item.samples]
         for name, token in zip(sampling, ids, strict=True):
             if token < self._model.config.vocab_size:
                 result.tokens[name] = Sampled(token)
             else:
                 result.failed[name] = not_numbers(name)
-        result.duration_s = self._clock() - started
         return result
+
+    def _adapters_of(self, items: list[WorkItem]) -> tuple[dict[str, Any], dict[str, Exception]]:
+        """What the model is told about adapters, if there is anything to tell; and who cannot run without theirs."""
+        named = [item.seq for item in items if item.seq.request.adapter is not None]
+        if not named:
+            return {}, {}
+        if self._adapters is None:
+            return {}, {seq.id: AdapterNotFound("this engine has no adapters") for seq in named}
+        adapters, failed = self._adapters.prepare(items)
+        return {"adapters": adapters}, {
+            seq.id: failed[seq.request.adapter or ""] for seq in named if seq.request.adapter in failed
+        }
 
 
 def only_greedy(batch: Batch) -> bool:

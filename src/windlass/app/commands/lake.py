@@ -92,7 +92,7 @@ def joins(
     ] = "text",
     as_json: AsJson = False,
 ) -> None:
-    """Predict which tables refer to which, over which columns, and how likely that is.
+    """Predict which tables refer to which, over which columns, how likely that is, and what it follows from.
 
     Example: windlass lake joins reports --format mermaid
     """
@@ -105,13 +105,14 @@ def joins(
         graph = predict_joins(workspace, progress)
     if as_json:
         facts = {"tables": graph.tables, "facts": graph.facts, "dimensions": graph.dimensions, "gap": graph.gap}
-        terminal.print_json({**facts, "joins": [join._asdict() for join in graph.joins]})
+        terminal.print_json({**facts, "joins": [join._asdict() | {"why": graph.why(join)} for join in graph.joins]})
     elif form != "text":
         print(graph.to_mermaid() if form == "mermaid" else graph.to_sql(), end="")
     else:
         for join in graph.joins:
             ends = f"{join.child}.{', '.join(join.columns)} -> {join.parent}.{', '.join(join.keys)}"
             print(f"{join.probability:4.0%}  {printable(ends)}{' (one to one)' if join.mutual else ''}")
+            print(f"      {printable(graph.why(join))}")
         if not graph.joins:
             print("No joins found.")
 

@@ -31,7 +31,9 @@ def search(
 
     with ready(folder, offline=offline, quiet=as_json) as pipeline:
         hits = pipeline.search(query, k, mode=mode)  # type: ignore[arg-type]  # checked by search itself
+        notices = pipeline.notices
     if as_json:
         terminal.print_json([asdict(hit) for hit in hits])
     else:
         terminal.print_hits(hits)
+        terminal.print_notices(notices)
