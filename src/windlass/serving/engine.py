@@ -178,6 +178,7 @@ class Engine:
         self._text, self._trace = text, trace
         self._lock = threading.Lock()
         self._inbox: deque[tuple[str, RequestHandle | None]] = deque()
+        self._chores: deque[Callable[[], object]] = deque()
         self._handles: dict[str, RequestHandle] = {}
         self._texts: dict[str, AnswerText] = {}
         self._siblings: dict[str, list[Sequence]] = {}
@@ -219,10 +220,14 @@ class Engine:
         self._inbox.append((request_id, None))
         return True
 
+    def perform(self, chore: Callable[[], object]) -> None:
+        """Have something done before the next step, by whoever steps the engine: the memory is its alone."""
+        self._chores.append(chore)
+
     @property
     def busy(self) -> bool:
         """Whether anything is under way."""
-        return bool(self._handles or self._inbox)
+        return bool(self._handles or self._inbox or self._chores)
 
     def step(self) -> list[Event]:
         """One step, and what happened in it."""
@@ -326,6 +331,8 @@ class Engine:
                 del self._queued_of[seq.request.tenant]
 
     def _drain(self, now: float) -> None:
+        while self._chores:
+            self._chores.popleft()()
         while self._inbox:
             request_id, handle = self._inbox.popleft()
             if handle is None:

@@ -92,6 +92,8 @@ class EngineChat:
     def close(self) -> None:
         """Cancel everything and end the engine's thread."""
         self.engine.close()
+        if self.engine.engine.adapters is not None:
+            self.engine.engine.adapters.store.close()
 
     def _pieces(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[str]:
         for event in self.engine.events(self.engine.submit(request), cancelled):

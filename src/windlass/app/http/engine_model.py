@@ -46,6 +46,7 @@ class EngineModel:
         most_tokens: int,
         answers: int | None = None,
         constraint: Callable[[], Constraint] | None = None,
+        adapter: str | None = None,
     ) -> EngineCall:
         """Put a call in the engine's queue.
 
@@ -57,14 +58,19 @@ class EngineModel:
             most_tokens: Most tokens of one answer, and how many there are when the body does not say.
             answers: For each prompt; None: what the body says.
             constraint: What each answer is held to.
+            adapter: Its name.
 
         Raises:
+            AdapterNotFound: The tenant has no such adapter.
             ApiError: A prompt and its answer do not fit the context, a token is not one, or the server is stopping.
             QueueFull: Too many wait.
         """
         if self._closing:
             raise ApiError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
         room, size = self.model.context_length, self.model.tokenizer.size
+        adapters, key = self.engine.engine.adapters, None
+        if adapter is not None and adapters is not None:
+            key = adapters.store.resolve(adapter, tenant=tenant.name)
         requests = []
         for prompt in prompts:
             wanted = body.token_limit
@@ -75,7 +81,7 @@ class EngineModel:
             limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
             params = body.params(limit, answers, constraint)
             self._require_tokens(params)
-            requests.append(_request(prompt, params, tenant, body.windlass))
+            requests.append(_request(prompt, params, tenant, body.windlass, key))
         call = EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
         self._open.add(call)
         call.when_done(lambda: self._open.discard(call))
@@ -139,7 +145,9 @@ def too_long(prompt: str, wanted: int, room: int) -> ApiError:
     )
 
 
-def _request(prompt: list[int], params: SamplingParams, tenant: Tenant, options: WindlassOptions | None) -> Request:
+def _request(
+    prompt: list[int], params: SamplingParams, tenant: Tenant, options: WindlassOptions | None, adapter: str | None
+) -> Request:
     options = options or WindlassOptions()
     deadline = None if options.deadline_ms is None else time.monotonic() + options.deadline_ms / 1000
     return Request(
@@ -147,6 +155,7 @@ def _request(prompt: list[int], params: SamplingParams, tenant: Tenant, options:
         tokens_of(prompt),
         params,
         tenant=tenant.name,
+        adapter=adapter,
         priority=options.priority or 0,
         cache=options.cache != "off",
         arrival=time.monotonic(),

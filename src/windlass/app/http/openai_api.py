@@ -34,6 +34,7 @@ from windlass.app.http.services import CHARGED, Caller, Services, caller_of, ser
 from windlass.app.http.structured import ToolCalls, with_tools
 from windlass.app.http.tenants import Tenant
 from windlass.core.errors import UsageError
+from windlass.serving.adapters import split_model_name
 
 if TYPE_CHECKING:
     from windlass.models.encoder import Encoder
@@ -73,7 +74,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     services, caller = services_of(request), caller_of(request)
     body.check()
     body.check_for_model()
-    if body.model != services.chat_model_id or not caller.tenant.may_use(body.model):
+    if _base(body.model) != services.chat_model_id or not caller.tenant.may_use(body.model):
         raise no_such_model(body.model)
     engine = await services.call(services.engine)
     if engine is None:
@@ -126,11 +127,23 @@ async def _models(services: Services, tenant: Tenant) -> list[dict[str, Any]]:
     names = [FOLDER_MODEL]
     if services.chat_model_id and await services.call(lambda: services.pipeline.model) is not None:
         names.append(services.chat_model_id)
+        names += [f"{services.chat_model_id}:{name}" for name in await services.call(_adapters, services, tenant)]
     if services.encoder_id and await services.call(lambda: services.pipeline.encoder) is not None:
         names.append(services.encoder_id)
     created = int(services.started)
     shown = filter(tenant.may_use, names)
     return [{"id": name, "object": "model", "created": created, "owned_by": "windlass"} for name in shown]
+
+
+def _base(name: str) -> str:
+    """The model of a name that may also name an adapter on it."""
+    return name.partition(":")[0]
+
+
+def _adapters(services: Services, tenant: Tenant) -> list[str]:
+    engine = services.engine()
+    adapters = None if engine is None else engine.engine.engine.adapters
+    return [] if adapters is None else [info.name for info in adapters.store.list(tenant=tenant.name)]
 
 
 async def _answer(request: Request, call: Call, reply: Reply, body: SamplingBody) -> Response:
@@ -147,7 +160,7 @@ async def _chat(services: Services, caller: Caller, body: ChatRequest) -> Call:
         if body.model == FOLDER_MODEL:
             body.check_for_folder()
             return QueueCall(services.submit(caller, _folder_work(services, caller.tenant, body)))
-        if body.model == services.chat_model_id:
+        if _base(body.model) == services.chat_model_id:
             body.check_for_model()
             return await _model_chat(services, caller, body)
     raise no_such_model(body.model)
@@ -160,6 +173,8 @@ async def _model_chat(services: Services, caller: Caller, body: ChatRequest) -> 
         raise too_long("more", body.token_limit or 1, model.context_length)
     engine = await services.call(services.engine)
     if engine is None:
+        if body.model != services.chat_model_id:
+            raise no_such_model(body.model)
         body.check_without_engine(body.model)
         return QueueCall(services.submit(caller, await services.call(_chat_work, services, caller.tenant, body)))
     prompt = await services.call(engine.model.tokenizer.chat, messages)
@@ -178,8 +193,9 @@ def _start(
     answers: int | None = None,
     constraint: Callable[[], Constraint] | None = None,
 ) -> EngineCall:
+    adapter = (body.windlass and body.windlass.adapter) or split_model_name(body.model)[1]
     call = engine.start(
-        prompts, body, caller.tenant, services.metrics, answers=answers, constraint=constraint,
+        prompts, body, caller.tenant, services.metrics, answers=answers, constraint=constraint, adapter=adapter,
         most_tokens=services.pipeline.settings.server.max_tokens,
     )  # fmt: skip
     call.when_done(lambda: services.admission.charge(caller.tenant, call.tokens_used))

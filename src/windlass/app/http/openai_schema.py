@@ -46,7 +46,7 @@ _OF_THE_ENGINE: dict[str, tuple[Any, ...]] = {
     "min_p": (None, 0),
     "tools": (None, []),
 }
-_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache")
+_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache", "adapter")
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -162,7 +162,7 @@ class WindlassOptions(_Extension):
 
     `k` and `mode` say how a question over the folder is answered; the others how a model's answer is scheduled:
     larger `priority` first, not at all when it cannot be done in `deadline_ms`, and with `cache` off nothing of the
-    prompt is shared with other calls.
+    prompt is shared with other calls. `adapter` names one on the model, as `MODEL:ADAPTER` does.
     """
 
     k: Annotated[int, Field(ge=1, le=100)] | None = None
@@ -170,6 +170,7 @@ class WindlassOptions(_Extension):
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
     cache: Literal["on", "off"] | None = None
+    adapter: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
 
 
 class SamplingBody(_Body):
