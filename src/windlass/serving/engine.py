@@ -398,6 +398,7 @@ class Engine:
             assert seq.view is not None
             seq.view.advance(item.n_tokens)
             seq.computed += item.n_tokens
+            seq.rated.update(result.rated.get(seq.id, {}))
             if item.n_tokens > 1 or seq.computed % self.kv.page_tokens == 0:
                 self.kv.publish(seq)
             sampled = result.tokens.get(seq.id)

@@ -16,7 +16,7 @@ from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import TokenBatch
 from windlass.serving.adapters import EngineAdapters
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
-from windlass.serving.sampling import Floats, not_numbers, sample
+from windlass.serving.sampling import Floats, not_numbers, sample, with_logprobs
 
 
 class PagedModel(Protocol):
@@ -108,7 +108,8 @@ class NumbaExecutor:
 def only_greedy(batch: Batch) -> bool:
     """Whether nobody in the batch needs logits: every new token is the likeliest, and none is to be rated."""
     wanted = (item.seq.request.params for item in batch.items if item.samples)
-    return all(params.plain_greedy and params.logprobs is None for params in wanted)
+    rated = any(item.rated for item in batch.items)
+    return not rated and all(params.plain_greedy and params.logprobs is None for params in wanted)
 
 
 def run_batch(batch: Batch, forward: Callable[[TokenBatch], Floats], clock: Callable[[], float]) -> StepResult:
@@ -117,6 +118,8 @@ def run_batch(batch: Batch, forward: Callable[[TokenBatch], Floats], clock: Call
     logits = forward(token_batch(batch.items))
     sampling = [item.seq for item in batch.items if item.samples]
     result = StepResult({}, 0.0)
+    if len(logits) > len(sampling):
+        logits = _rate_prompts(batch, logits, result)
     for seq, made in zip(sampling, sample(logits, sampling), strict=True):
         if isinstance(made, Sampled):
             result.tokens[seq.id] = made
@@ -124,6 +127,21 @@ def run_batch(batch: Batch, forward: Callable[[TokenBatch], Floats], clock: Call
             result.failed[seq.id] = made
     result.duration_s = clock() - started
     return result
+
+
+def _rate_prompts(batch: Batch, logits: Floats, result: StepResult) -> Floats:
+    """Note the chances of prompt tokens that were asked for; the rows that new tokens are sampled from."""
+    row, sampled = 0, []
+    for item in batch.items:
+        seq, wanted = item.seq, item.seq.request.params.prompt_logprobs
+        for place in item.rated:
+            result.rated.setdefault(seq.id, {})[place] = with_logprobs(logits[row], seq.tokens[place], wanted)
+            row += 1
+        if item.samples:
+            sampled.append(row)
+            row += 1
+    rows: Floats = logits[sampled]
+    return rows
 
 
 def token_batch(items: list[WorkItem]) -> TokenBatch:
@@ -148,5 +166,11 @@ def token_batch(items: list[WorkItem]) -> TokenBatch:
         context_starts=starts,
         context_lengths=lengths,
         context_offsets=np.concatenate(([0], np.cumsum([len(run[0]) for run in runs]))).astype(np.int64),
-        out_rows=np.array([end - 1 for end, item in zip(ends, items, strict=True) if item.samples], np.int64),
+        out_rows=np.concatenate([_out_rows(item, end - item.n_tokens) for item, end in zip(items, ends, strict=True)]),
     )
+
+
+def _out_rows(item: WorkItem, begin: int) -> NDArray[np.int64]:
+    """Tokens of an item whose logits are wanted; its first is token `begin` of the batch."""
+    rated = begin - 1 - item.start + np.array(item.rated, np.int64)
+    return np.append(rated, begin + item.n_tokens - 1) if item.samples else rated

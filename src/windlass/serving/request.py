@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from windlass.core.errors import EngineBug, UsageError
 
 if TYPE_CHECKING:
+    from windlass.serving.batch import Sampled
     from windlass.serving.kv_view import KVView
     from windlass.serving.prefix_tree import Node
 
@@ -87,6 +88,7 @@ class SamplingParams:
         stop_token_ids: Tokens that end it.
         ignore_eos: Go on when the model ends.
         logprobs: How many alternatives to report for each token; 0 for the token alone, None for nothing.
+        prompt_logprobs: The same for the tokens of the prompt, from its second on; its pages are then not shared.
         presence_penalty, frequency_penalty: Taken from the logits of tokens of the answer so far, once and for
             each time.
         repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt or answer.
@@ -114,6 +116,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     n: int = 1
     constraint: Callable[[], Constraint] | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _within("max_tokens", self.max_tokens, 0, 1 << 40)
@@ -123,6 +126,7 @@ class SamplingParams:
         _within("min_p", self.min_p, 0, 1)
         _within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
         _within("logprobs", self.logprobs or 0, 0, 1 << 20)
+        _within("prompt_logprobs", self.prompt_logprobs or 0, 0, 1 << 20)
         _within("presence_penalty", self.presence_penalty, -100, 100)
         _within("frequency_penalty", self.frequency_penalty, -100, 100)
         _within("repetition_penalty", self.repetition_penalty, math.nextafter(0, 1), 100)
@@ -194,6 +198,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.prompt.ndim != 1 or len(self.prompt) == 0:
             raise UsageError("the prompt is empty: at least one token is needed")
+        if self.params.prompt_logprobs is not None and self.cache:
+            raise UsageError("what is taken from the cache has no logprobs", hint="prompt_logprobs needs cache=False")
         for segment in self.segments:
             if not 0 <= segment.start <= segment.stop <= len(self.prompt):
                 raise UsageError(f"segment {segment.start}-{segment.stop} is outside a prompt of {len(self.prompt)}")
@@ -210,11 +216,12 @@ class Sequence:
         preemptions: How often it had to give its pages back.
         node, published: How far its pages are known to the prefix tree.
         constraint: What its answer is held to.
+        rated: Tokens of the prompt by place, with their chances, where these are wanted.
     """
 
     __slots__ = (
         "added", "computed", "constraint", "error", "finish", "id", "index", "node", "preemptions", "prompt_length",
-        "published", "request", "state", "tokens", "view",
+        "published", "rated", "request", "state", "tokens", "view",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int = 0) -> None:
@@ -232,6 +239,7 @@ class Sequence:
         self.error: Exception | None = None
         self.preemptions = 0
         self.added = request.arrival
+        self.rated: dict[int, Sampled] = {}
         self.constraint = None if request.params.constraint is None else request.params.constraint()
 
     def __repr__(self) -> str:

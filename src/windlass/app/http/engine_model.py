@@ -18,6 +18,8 @@ from windlass.serving.request import Constraint, Request, SamplingParams, tokens
 
 # No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
 LONGEST_TOKEN = 64
+LONGEST_RATED = 2048
+"""Each needs a row of logits: as many numbers as there are tokens."""
 
 
 class EngineModel:
@@ -78,6 +80,11 @@ class EngineModel:
                 raise too_long(f"{len(prompt):,}", wanted or 1, room)
             if not prompt or max(prompt) >= size:
                 raise ApiError(400, "prompt: it is empty, or a token is not the model's", param="prompt")
+            if body.rates_prompt and len(prompt) > LONGEST_RATED:
+                raise ApiError(
+                    400, f"logprobs of more than {LONGEST_RATED:,} prompt tokens are not offered", param="echo",
+                    code="unsupported_value",
+                )  # fmt: skip
             limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
             params = body.params(limit, answers, constraint)
             self._require_tokens(params)
@@ -157,7 +164,7 @@ def _request(
         tenant=tenant.name,
         adapter=adapter,
         priority=options.priority or 0,
-        cache=options.cache != "off",
+        cache=options.cache != "off" and params.prompt_logprobs is None,
         arrival=time.monotonic(),
         deadline=deadline,
     )

@@ -121,7 +121,11 @@ class TextReply(Reply):
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         echo = self._echoes[choice.index]
-        return _text(choice.index, echo + choice.text, choice.finish, _text_logprobs(choice.tokens, len(echo)))
+        if choice.prompt:
+            logprobs = _text_logprobs((*choice.prompt, *(choice.tokens or ())), 0)
+        else:
+            logprobs = _text_logprobs(choice.tokens, len(echo))
+        return _text(choice.index, echo + choice.text, choice.finish, logprobs)
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
@@ -160,6 +164,8 @@ def _text_logprobs(tokens: tuple[TokenChance, ...] | None, offset: int) -> dict[
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [{other.text: other.logprob for other in token.top} for token in tokens],
+        "top_logprobs": [
+            None if token.logprob is None else {other.text: other.logprob for other in token.top} for token in tokens
+        ],
         "text_offset": offsets,
     }

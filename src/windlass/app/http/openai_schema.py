@@ -261,7 +261,13 @@ class SamplingBody(_Body):
             logit_bias=self._biases(),
             n=answers or self.n or 1,
             constraint=constraint,
+            prompt_logprobs=self.token_chances if self.rates_prompt else None,
         )
+
+    @property
+    def rates_prompt(self) -> bool:
+        """Whether the chances of the prompt's tokens are wanted, too."""
+        return False
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -374,12 +380,17 @@ class CompletionRequest(SamplingBody):
             raise ApiError(400, f"best_of is less than n, which is {self.n}", param="best_of", code="invalid_value")
         if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
             raise ApiError(400, "best_of cannot be streamed", param="best_of", code="invalid_value")
-        if self.echo and self.logprobs is not None:
-            raise ApiError(400, "logprobs of an echoed prompt are not offered", param="echo", code="unsupported_value")
+        if self.rates_prompt and self.stream:
+            raise ApiError(400, "logprobs of a prompt cannot be streamed", param="echo", code="invalid_value")
         if len(self.prompts) * (self.best_of or self.n or 1) > MOST_CHOICES:
             raise ApiError(
                 400, f"at most {MOST_CHOICES} answers are made for one call", param="n", code="invalid_value"
             )
+
+    @property
+    def rates_prompt(self) -> bool:
+        """Whether the chances of the prompt's tokens are wanted, too."""
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def prompts(self) -> list[str | list[int]]:
