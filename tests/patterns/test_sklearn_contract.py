@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import windlass.patterns
+from windlass.patterns.completion import MatrixCompletion
 from windlass.patterns.kmedoids import KMedoids
+from windlass.patterns.partition import ProbabilisticPartition
 from windlass.patterns.sampled_kmedoids import SampledKMedoids
 
-ESTIMATORS = [KMedoids(n_clusters=3), SampledKMedoids(n_clusters=3)]
+ESTIMATORS = [KMedoids(n_clusters=3), SampledKMedoids(n_clusters=3), MatrixCompletion(), ProbabilisticPartition()]
 
 DRAWN = "the start is drawn from the rows: with copies of rows instead of weights another start is drawn"
 EXPECTED = {

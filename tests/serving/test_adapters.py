@@ -21,13 +21,16 @@ from windlass.core.errors import (
     ContextLengthError,
     EngineBug,
     PoolExhausted,
+    UsageError,
 )
 from windlass.models.adapter_tables import AdapterTables, Layout, PlacedAdapter, TokenAdapters
 from windlass.models.cpu_engine import CpuEngine
+from windlass.models.decoder import Decoder
 from windlass.models.generate import LocalModel
+from windlass.models.installed_adapters import install_adapter, installed_adapters, remove_adapter
 from windlass.models.token_batch import TokenBatch
 from windlass.serving.adapter_pages import AdapterPages
-from windlass.serving.adapters import AdapterStore, EngineAdapters, split_model_name
+from windlass.serving.adapters import AdapterStore, EngineAdapters, register_installed
 from windlass.serving.engine import Engine
 from windlass.serving.kv import KVManager, PageCounts
 from windlass.serving.local_engine import local_engine
@@ -301,6 +304,33 @@ def test_the_engine_of_a_model_file_has_adapters(folder: Path) -> None:
     assert outs[0] != outs[1]
 
 
+def test_installed_adapters_are_offered_to_the_model_they_are_for(
+    model: CpuEngine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINDLASS_MODELS", str(tmp_path / "models"))
+    other = hf_config("llama", hidden_size=64, head_dim=16, intermediate_size=160)
+    write_adapter(tmp_path / "other", other, 4)
+    wider = Decoder.load(write_folder(tmp_path / "wider", other, random_weights(other))).config
+    first = install_adapter("legal", folder / "a1", model.config)
+    install_adapter("other", tmp_path / "other", wider)
+    with pytest.raises(AdapterError, match="another model"):
+        install_adapter("wrong", tmp_path / "other", model.config)
+    with pytest.raises(UsageError, match="no name"):
+        install_adapter("../legal", folder / "a1", model.config)
+    assert [one.name for one in installed_adapters()] == ["legal", "other"]
+    _, store = adapter_engine(model, folder, 80)
+    register_installed(store)
+    assert store.resolve("legal") == first.digest == store.resolve("a1")
+    with pytest.raises(AdapterNotFound):
+        store.resolve("other")
+    second = install_adapter("legal", folder / "a2", model.config)
+    assert not first.folder.exists() and second.folder.exists()
+    remove_adapter("legal")
+    with pytest.raises(AdapterNotFound):
+        remove_adapter("legal")
+    assert [one.name for one in installed_adapters()] == ["other"]
+
+
 def test_layout_pages_are_what_the_store_says(model: CpuEngine, folder: Path) -> None:
     engine, store = adapter_engine(model, folder, 60)
     for info in store.list():
@@ -308,4 +338,3 @@ def test_layout_pages_are_what_the_store_says(model: CpuEngine, folder: Path) ->
         adapter, layout = store.get(info.key)
         assert layout.pages == info.pages == Layout.of(adapter, engine.kv.pool.data.shape[1]).pages
         store.release(info.key)
-    assert split_model_name("base") == ("base", None)

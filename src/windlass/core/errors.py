@@ -53,6 +53,10 @@ class NotFound(UsageError):
     http_status = 404
 
 
+class DataMissing(NotFound):
+    """Data that only a benchmark needs is not on this machine."""
+
+
 class WorkspaceError(WindlassError):
     """The `.windlass` folder cannot be used: unreadable, damaged, or of another format version."""
 

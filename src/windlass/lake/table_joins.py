@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from windlass.core.errors import UsageError
 from windlass.core.progress import Progress, Silent
 from windlass.core.workspace import Workspace, mark_changed
-from windlass.lake.survey import contained_tables, known_tables, survey, table_names
+from windlass.lake.survey import MOST_ROWS, contained_tables, known_tables, survey, table_names
 
 if TYPE_CHECKING:
     from windlass.lake.containment import LakeTable
     from windlass.lake.schema_graph import SchemaGraph
 
 MOST_TABLES = 300
-_SURVEYED_ROWS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def survey_all(workspace: Workspace, progress: Progress | None = None) -> int:
     with workspace.reading() as connection:
         after = connection.execute("SELECT coalesce(max(table_id), 0) FROM profiles").fetchone()
         tables, rows = connection.execute("SELECT count(*), coalesce(sum(rows), 0) FROM tables").fetchone()
-    if before != after and 1 < tables <= MOST_TABLES and rows <= _SURVEYED_ROWS:
+    if before != after and 1 < tables <= MOST_TABLES and rows <= MOST_ROWS:
         _store(workspace, progress or Silent())
     if new:  # what the page remembers of the folder is out of date
         with workspace.transaction() as connection:

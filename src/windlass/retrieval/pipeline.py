@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -24,22 +25,24 @@ from windlass.core.errors import ModelError, NotFound, UsageError
 from windlass.core.progress import Progress, Silent
 from windlass.core.settings import ServerSettings, Settings
 from windlass.core.workspace import Workspace
-from windlass.lake.scan import Catalog, ScanDelta
+from windlass.lake.scan import Catalog
+from windlass.lake.scan_update import ScanDelta
 from windlass.lake.stored import document_text
 from windlass.lake.table_joins import survey_all
 from windlass.retrieval import embedding, indexing
 from windlass.retrieval.dense import DenseIndex
+from windlass.retrieval.hop_search import HopSearch
 from windlass.retrieval.hybrid import HybridRetriever
 from windlass.retrieval.lexical import LexicalIndex, merge_words
 from windlass.retrieval.overview import FileInfo, Overview, list_files, overview
 from windlass.retrieval.passage_store import load_passages
-from windlass.retrieval.types import Answer, Hit, Hits, Passage
+from windlass.retrieval.types import Answer, Hit, Hits, Passage, Retriever
 
 if TYPE_CHECKING:
     from windlass.models.chat_model import ChatModel
     from windlass.models.encoder import Encoder
 
-SearchMode = Literal["hybrid", "lexical", "dense"]
+SearchMode = Literal["hybrid", "lexical", "dense", "hops"]
 _LONGEST_QUERY = 20_000
 # A run that leaves less than this share of the passages also clears the word index of what is gone.
 _MUCH_KEPT = 0.8
@@ -154,7 +157,9 @@ class Pipeline:
             if not isinstance(self._model, str):
                 return self._model
             loaded = self._load(
-                "model", lambda name: _load_model(name, self.settings.server), self.settings.models.decoder
+                "model",
+                lambda name: _load_model(name, self.settings.server, self.workspace.state / "chunks"),
+                self.settings.models.decoder,
             )
             if loaded is not None:
                 self._model = loaded
@@ -382,17 +387,17 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _retriever(self, mode: SearchMode) -> HybridRetriever | LexicalIndex | DenseIndex:
+    def _retriever(self, mode: SearchMode) -> Retriever:
         if mode == "lexical":
             return self._lexical
         dense = self._dense_index()
         if mode == "hybrid":
             return HybridRetriever(self.workspace, self._lexical, dense)
-        if mode != "dense":
-            raise UsageError(f"unknown search mode {mode!r}", hint="use hybrid, lexical or dense")
+        if mode not in ("dense", "hops"):
+            raise UsageError(f"unknown search mode {mode!r}", hint="use hybrid, lexical, dense or hops")
         if dense is None:
-            raise ModelError("dense search needs an encoder", hint="run `windlass models pull`")
-        return dense
+            raise ModelError(f"{mode} search needs an encoder", hint="run `windlass models pull`")
+        return dense if mode == "dense" else HopSearch(self.workspace, dense)
 
     def _dense_index(self) -> DenseIndex | None:
         if self._dense is None and self.encoder is not None:
@@ -440,7 +445,7 @@ def _load_encoder(name: str, precision: str) -> Encoder:
     return BertEncoder.load(locate(name), precision="float32" if precision == "float32" else "int8")
 
 
-def _load_model(name: str, settings: ServerSettings) -> ChatModel:
+def _load_model(name: str, settings: ServerSettings, chunk_folder: Path) -> ChatModel:
     if name.startswith(("http://", "https://")):
         from windlass.models.remote import RemoteModel
 
@@ -451,7 +456,7 @@ def _load_model(name: str, settings: ServerSettings) -> ChatModel:
     from windlass.serving.engine_chat import EngineChat
 
     model = LocalModel.load(locate(name))
-    return EngineChat.start(model, settings) if isinstance(model.decoder, CpuEngine) else model
+    return EngineChat.start(model, settings, chunk_folder) if isinstance(model.decoder, CpuEngine) else model
 
 
 def _check_query(query: str, k: int) -> None:

@@ -7,6 +7,7 @@ go on, and two names of one content share its pages and its cached prefixes.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,14 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from windlass.core.errors import AdapterError, AdapterNotFound, ContextLengthError, UsageError
+from windlass.core.errors import AdapterError, AdapterNotFound, ContextLengthError
 from windlass.models.adapter import Adapter, read_adapter
 from windlass.models.adapter_tables import AdapterTables, Layout, PlacedAdapter, TokenAdapters
 from windlass.models.config import ModelConfig
+from windlass.models.installed_adapters import installed_adapters
 from windlass.models.page_pool import PagePool
 from windlass.serving.adapter_pages import AdapterPages, ResidentAdapter
 from windlass.serving.batch import WorkItem
 from windlass.serving.request import Request
+
+log = logging.getLogger("windlass.serving")
 
 MEMORY_BYTES = 1 << 30
 
@@ -304,14 +308,10 @@ class EngineAdapters:
         self._slots = {resident.key: slot for slot, resident in enumerate(order)}
 
 
-def split_model_name(name: str) -> tuple[str, str | None]:
-    """A model's name and that of an adapter on it: `base:adapter`, or the base alone.
-
-    Example:
-        >>> split_model_name("smollm2:harbour"), split_model_name("smollm2")
-        (('smollm2', 'harbour'), ('smollm2', None))
-    """
-    base, colon, adapter = name.partition(":")
-    if colon and not adapter:
-        raise UsageError(f"the model {name!r} names an empty adapter")
-    return base, adapter or None
+def register_installed(store: AdapterStore) -> None:
+    """Offer the adapters that are installed on this machine, as far as they are for the store's model."""
+    for installed in installed_adapters():
+        try:
+            store.register(installed.name, installed.folder)
+        except AdapterError as error:
+            log.info("adapter %s is not offered: %s", installed.name, error)

@@ -13,7 +13,7 @@ from windlass.core.errors import AdapterNotFound
 from windlass.models.adapter_tables import TokenAdapters
 from windlass.models.config import ModelConfig
 from windlass.models.page_pool import PagePool
-from windlass.models.token_batch import TokenBatch
+from windlass.models.token_batch import AttentionMass, TokenBatch
 from windlass.serving.adapters import EngineAdapters
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
 from windlass.serving.sampling import Floats, not_numbers, sample, with_logprobs
@@ -24,8 +24,16 @@ class PagedModel(Protocol):
 
     config: ModelConfig
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None) -> Floats:
-        """float32 [len(batch.out_rows), vocab]. `adapters` is given only when a token has one."""
+    def forward_tokens(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> Floats:
+        """float32 [len(batch.out_rows), vocab]. `adapters` is given only when a token has one, `mass` when a sequence
+        wants to know what its tokens attend to.
+        """
         ...
 
 
@@ -34,7 +42,11 @@ class GreedyPagedModel(Protocol):
     """One that finds the likeliest tokens without computing all logits."""
 
     def forward_greedy(
-        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
     ) -> NDArray[np.int64]:
         """int64 [len(batch.out_rows)]."""
         ...
@@ -71,12 +83,17 @@ class NumbaExecutor:
             batch = Batch([item for item in batch.items if item.seq.id not in failed])
         if not batch.items:
             return StepResult({}, self._clock() - started, failed=failed)
+        mass = attention_mass(batch.items)
+        if mass is not None:
+            options["mass"] = mass
         if isinstance(self._model, GreedyPagedModel) and only_greedy(batch):
             result = self._run_greedy(self._model, batch, options)
         else:
             result = run_batch(
                 batch, lambda tokens: self._model.forward_tokens(tokens, self._pool, **options), self._clock
             )
+        if mass is not None:
+            with_shares(result, batch.items, mass)
         result.failed |= failed
         result.duration_s = self._clock() - started
         return result
@@ -144,19 +161,40 @@ def _rate_prompts(batch: Batch, logits: Floats, result: StepResult) -> Floats:
     return rows
 
 
+def attention_mass(items: list[WorkItem]) -> AttentionMass | None:
+    """Room for what the tokens of a batch attend to; None when no sequence asks."""
+    bounds = [
+        () if item.kind == "decode" or item.seq.reuse is None
+        else range(1, item.stop + 1) if item.kind == "probe"
+        else item.seq.reuse.bounds
+        for item in items
+    ]  # fmt: skip
+    return AttentionMass.over(bounds, sum(item.n_tokens for item in items)) if any(bounds) else None
+
+
+def with_shares(result: StepResult, items: list[WorkItem], mass: AttentionMass) -> StepResult:
+    """`result`, with each sequence's part of what was noted."""
+    ends = np.cumsum([item.n_tokens for item in items])
+    for row, (item, end) in enumerate(zip(items, ends, strict=True)):
+        stretches = int(mass.offsets[row + 1] - mass.offsets[row])
+        if stretches:
+            result.shares[item.seq.id] = mass.shares[end - item.n_tokens : end, :stretches]
+    return result
+
+
 def token_batch(items: list[WorkItem]) -> TokenBatch:
     """The arrays of a batch: each item is a row of the context table."""
     counts = np.array([item.n_tokens for item in items], np.int64)
     parts: dict[str, list[Any]] = {"ids": [], "positions": [], "slots": [], "visible": []}
     runs: list[Any] = []
     for item in items:
-        view, start, count = item.seq.view, item.start, item.n_tokens
+        view, ahead = item.seq.view, item.indices - item.start
         assert view is not None
-        parts["ids"].append(np.array(item.seq.tokens[start : start + count], np.int64))
-        parts["positions"].append(view.next_position + np.arange(count))
-        parts["slots"].append(view.slots(count))
-        parts["visible"].append(view.n_tokens + 1 + np.arange(count))
-        runs.append(view.runs(count))
+        parts["ids"].append(np.array(item.seq.tokens[item.start : item.stop], np.int64)[ahead])
+        parts["positions"].append(view.next_position + ahead)
+        parts["slots"].append(view.slots(ahead))
+        parts["visible"].append(view.n_tokens + 1 + ahead)
+        runs.append(view.runs(item.stop - item.start))
     pages, starts, lengths = (np.concatenate([run[part] for run in runs]) for part in range(3))
     ends = np.cumsum(counts)
     return TokenBatch(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from windlass.core.errors import EngineBug, UsageError
 
 if TYPE_CHECKING:
     from windlass.serving.batch import Sampled
+    from windlass.serving.batch_planner import BatchPlan
+    from windlass.serving.chunk_plan import ReusePlan
     from windlass.serving.kv_view import KVView
     from windlass.serving.prefix_tree import Node
 
@@ -167,6 +169,13 @@ class Segment:
     content_id: bytes | None = None
 
 
+class PlannedMember(NamedTuple):
+    """One prompt of a batch whose shared beginnings were planned."""
+
+    plan: BatchPlan
+    member: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One call.
@@ -175,13 +184,16 @@ class Request:
         id: Unique among the requests that are under way.
         prompt: int32 [T], T >= 1.
         tenant: Whose it is: shares no cached prefix with other tenants, and is what fairness is between.
+        shared: Its place in a planned batch, which says what it has in common with the others.
         arrival: When it was made, on the engine's clock.
         deadline: When it must be done, on the same clock.
         priority: Larger goes first, among the requests of its tenant where tenants share fairly.
         cache: Whether its prompt may take pages from earlier requests and leave its own to later ones.
+        reuse_chunks: Whether chunks among its segments may be taken from where they were computed in another context
+            (`chunk_cache`): faster, and not exact.
 
     Raises:
-        UsageError: the prompt is empty, or a segment lies outside it.
+        UsageError: the prompt is empty, a segment lies outside it, or it is not the one that was planned.
     """
 
     id: str
@@ -192,6 +204,8 @@ class Request:
     adapter: str | None = None
     priority: int = 0
     cache: bool = True
+    reuse_chunks: bool = False
+    shared: PlannedMember | None = None
     arrival: float = 0.0
     deadline: float | None = None
 
@@ -200,6 +214,8 @@ class Request:
             raise UsageError("the prompt is empty: at least one token is needed")
         if self.params.prompt_logprobs is not None and self.cache:
             raise UsageError("what is taken from the cache has no logprobs", hint="prompt_logprobs needs cache=False")
+        if self.shared is not None and not self.shared.plan.holds(self.shared.member, self.prompt):
+            raise UsageError("the prompt is not the one that was planned at its place in the batch")
         for segment in self.segments:
             if not 0 <= segment.start <= segment.stop <= len(self.prompt):
                 raise UsageError(f"segment {segment.start}-{segment.stop} is outside a prompt of {len(self.prompt)}")
@@ -217,11 +233,14 @@ class Sequence:
         node, published: How far its pages are known to the prefix tree.
         constraint: What its answer is held to.
         rated: Tokens of the prompt by place, with their chances, where these are wanted.
+        reuse: What of its prompt was taken from chunks; None: nothing.
+        todo: Which known tokens are left to compute, ascending, where others between them were taken from chunks;
+            None: all from `computed` on.
     """
 
     __slots__ = (
         "added", "computed", "constraint", "error", "finish", "id", "index", "node", "preemptions", "prompt_length",
-        "published", "rated", "request", "state", "tokens", "view",
+        "published", "rated", "request", "reuse", "state", "todo", "tokens", "view",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int = 0) -> None:
@@ -234,6 +253,8 @@ class Sequence:
         self.view: KVView | None = None
         self.node: Node | None = None
         self.published = 0
+        self.reuse: ReusePlan | None = None
+        self.todo: NDArray[np.int64] | None = None
         self.state = State.WAITING
         self.finish: FinishReason | None = None
         self.error: Exception | None = None
@@ -247,8 +268,8 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Known tokens that are not computed yet: 1 while decoding."""
-        return len(self.tokens) - self.computed
+        """Known tokens that are to be computed: 1 while decoding."""
+        return len(self.tokens) - self.computed if self.todo is None else len(self.todo)
 
     @property
     def made(self) -> int:
@@ -269,6 +290,33 @@ class Sequence:
     def next_position(self) -> int:
         """Rotary position of the next token to be computed."""
         return self.computed if self.view is None else self.view.next_position
+
+    @property
+    def exact(self) -> int:
+        """Tokens from the first on whose keys and values are those of this very context."""
+        return self.computed if self.reuse is None else min(self.computed, self.reuse.exact)
+
+    def set_todo(self, todo: NDArray[np.int64]) -> None:
+        """Have these tokens computed next, ascending; those before the first of them stand in its pages."""
+        assert self.view is not None
+        first = int(todo[0])
+        if self.reuse is not None and self.reuse.probing:
+            first = min(first, self.reuse.exact)
+        self.view.advance(first - self.computed)
+        self.computed, self.todo = first, todo
+
+    def advance(self, count: int) -> None:
+        """The next `count` tokens to compute were computed."""
+        reached = self.computed + count
+        if self.todo is not None:
+            left = self.todo[count:]
+            reached, self.todo = (int(left[0]), left) if len(left) else (int(self.todo[-1]) + 1, None)
+            if self.reuse is not None and self.reuse.probing:
+                # What looks at copies is computed again, and so is some of the copies: nothing behind counts yet.
+                reached = min(reached, self.reuse.exact)
+        assert self.view is not None
+        self.view.advance(reached - self.computed)
+        self.computed = reached
 
     def move(self, state: State) -> None:
         """Change state.

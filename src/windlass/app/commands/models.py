@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from windlass.app.commands.adapters import adapters
 from windlass.app.options import AsJson
 
 _models = typer.Typer(
@@ -18,6 +19,7 @@ _models = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     app.add_typer(_models, name="models")
+    _models.add_typer(adapters, name="adapters")
 
 
 @_models.command()

@@ -104,7 +104,10 @@ class EngineCall:
             answer.choice(index, self._wants_tokens, prompts[index // width])
             for index, answer in enumerate(self._answers)
         )
-        return Completion(choices, self._prompt_tokens, sum(answer.made for answer in self._answers))
+        made = sum(answer.made for answer in self._answers)
+        approximations = [handle.approximations for handle in self._handles if handle.approximations]
+        extra = {"windlass": {"approx": approximations[0]}} if approximations else {}
+        return Completion(choices, self._prompt_tokens, made, extra)
 
     def _read(self, place: int, events: list[Event]) -> list[Piece]:
         """Note what happened; what a slow reader missed comes in one piece for each answer."""

@@ -13,8 +13,9 @@ from windlass.app.http.openai_schema import SamplingBody, WindlassOptions
 from windlass.app.http.replies import ApiError
 from windlass.app.http.structured import Grammars
 from windlass.app.http.tenants import Tenant
+from windlass.core.errors import AdapterNotFound
 from windlass.serving.engine_chat import EngineChat
-from windlass.serving.request import Constraint, Request, SamplingParams, tokens_of
+from windlass.serving.request import Constraint, PlannedMember, Request, SamplingParams, Segment, tokens_of
 
 # No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
 LONGEST_TOKEN = 64
@@ -49,6 +50,8 @@ class EngineModel:
         answers: int | None = None,
         constraint: Callable[[], Constraint] | None = None,
         adapter: str | None = None,
+        planned: PlannedMember | None = None,
+        segments: tuple[Segment, ...] = (),
     ) -> EngineCall:
         """Put a call in the engine's queue.
 
@@ -60,7 +63,9 @@ class EngineModel:
             most_tokens: Most tokens of one answer, and how many there are when the body does not say.
             answers: For each prompt; None: what the body says.
             constraint: What each answer is held to.
-            adapter: Its name.
+            adapter: Of the model, by name.
+            planned: The place of the only prompt in a batch's plan.
+            segments: Of the only prompt.
 
         Raises:
             AdapterNotFound: The tenant has no such adapter.
@@ -70,10 +75,7 @@ class EngineModel:
         if self._closing:
             raise ApiError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
         room, size = self.model.context_length, self.model.tokenizer.size
-        adapters, key = self.engine.engine.adapters, None
-        if adapter is not None and adapters is not None:
-            key = adapters.store.resolve(adapter, tenant=tenant.name)
-        requests = []
+        key, requests = self._adapter(adapter, tenant), []
         for prompt in prompts:
             wanted = body.token_limit
             if len(prompt) + (1 if wanted is None else wanted) > room:
@@ -88,7 +90,7 @@ class EngineModel:
             limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
             params = body.params(limit, answers, constraint)
             self._require_tokens(params)
-            requests.append(_request(prompt, params, tenant, body.windlass, key))
+            requests.append(_request(prompt, params, tenant, body.windlass, key, planned, segments))
         call = EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
         self._open.add(call)
         call.when_done(lambda: self._open.discard(call))
@@ -115,6 +117,7 @@ class EngineModel:
         """How the engine stands, for the metrics."""
         stats = self.engine.snapshot()
         pages = {"free": stats.pages.free, "cached": stats.pages.cached, "used": stats.pages.used}
+        pages["adapters"] = stats.pages.adapters
         return {
             "queue_depth": stats.waiting,
             "running": stats.running,
@@ -133,6 +136,19 @@ class EngineModel:
         self._closing = True
         for call in list(self._open):
             call.cancel()
+
+    def adapters(self, tenant: Tenant) -> list[str]:
+        """Names of the adapters that a tenant may ask for."""
+        adapters = self.engine.engine.adapters
+        return [] if adapters is None else [info.name for info in adapters.store.list(tenant=tenant.name)]
+
+    def _adapter(self, name: str | None, tenant: Tenant) -> str | None:
+        adapters = self.engine.engine.adapters
+        if name is None:
+            return None
+        if adapters is None:
+            raise AdapterNotFound(f"no adapter {name[:80]!r}: the model takes none")
+        return adapters.store.resolve(name, tenant=tenant.name)
 
     def _require_tokens(self, params: SamplingParams) -> None:
         size = self.model.tokenizer.size
@@ -153,7 +169,13 @@ def too_long(prompt: str, wanted: int, room: int) -> ApiError:
 
 
 def _request(
-    prompt: list[int], params: SamplingParams, tenant: Tenant, options: WindlassOptions | None, adapter: str | None
+    prompt: list[int],
+    params: SamplingParams,
+    tenant: Tenant,
+    options: WindlassOptions | None,
+    adapter: str | None,
+    planned: PlannedMember | None,
+    segments: tuple[Segment, ...],
 ) -> Request:
     options = options or WindlassOptions()
     deadline = None if options.deadline_ms is None else time.monotonic() + options.deadline_ms / 1000
@@ -165,6 +187,9 @@ def _request(
         adapter=adapter,
         priority=options.priority or 0,
         cache=options.cache != "off" and params.prompt_logprobs is None,
+        segments=segments,
+        reuse_chunks=options.cache == "chunks",
+        shared=planned if params.prompt_logprobs is None else None,
         arrival=time.monotonic(),
         deadline=deadline,
     )

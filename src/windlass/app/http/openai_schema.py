@@ -46,7 +46,7 @@ _OF_THE_ENGINE: dict[str, tuple[Any, ...]] = {
     "min_p": (None, 0),
     "tools": (None, []),
 }
-_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache", "adapter")
+_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache", "segments", "adapter")
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -157,19 +157,29 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
+class SegmentText(_Extension):
+    """A text that stands in the messages, word for word, and comes again in other requests."""
+
+    type: Literal["chunk"]
+    text: Annotated[str, StringConstraints(min_length=1, max_length=1 << 20)]
+
+
 class WindlassOptions(_Extension):
     """The request object `windlass`.
 
     `k` and `mode` say how a question over the folder is answered; the others how a model's answer is scheduled:
     larger `priority` first, not at all when it cannot be done in `deadline_ms`, and with `cache` off nothing of the
-    prompt is shared with other calls. `adapter` names one on the model, as `MODEL:ADAPTER` does.
+    prompt is shared with other calls. With `cache` set to `chunks`, the `segments` of a prompt are taken from where
+    they were computed before, wherever they stand now: faster, not exact, and named in the answer. `adapter` names an
+    adapter of the model, as the model name `model:adapter` does.
     """
 
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Literal["auto", "extract", "generate"] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
-    cache: Literal["on", "off"] | None = None
+    cache: Literal["on", "exact", "chunks", "off"] | None = None
+    segments: Annotated[list[SegmentText], Field(max_length=256)] | None = None
     adapter: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
 
 
@@ -268,6 +278,12 @@ class SamplingBody(_Body):
     def rates_prompt(self) -> bool:
         """Whether the chances of the prompt's tokens are wanted, too."""
         return False
+
+    @property
+    def chunk_texts(self) -> list[str]:
+        """Texts that may be taken from where they were computed before."""
+        options = self.windlass
+        return [each.text for each in options.segments or ()] if options and options.cache == "chunks" else []
 
     @property
     def stops(self) -> tuple[str, ...]:

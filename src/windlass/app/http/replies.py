@@ -49,8 +49,8 @@ _CODES = {
 # The first that fits; what is not here has the status of its class.
 _KINDS: tuple[tuple[type[WindlassError], int, str], ...] = (
     (Cancelled, 499, "cancelled"),
-    (AdapterNotFound, 404, "model_not_found"),
-    (AdapterError, 400, "invalid_adapter"),
+    (AdapterNotFound, 404, "adapter_not_found"),
+    (AdapterError, 400, "adapter_invalid"),
     (ContextLengthError, 400, "context_length_exceeded"),
     (DeadlineError, 503, "deadline_unreachable"),
     (NumericsError, 500, "model_numerics"),

@@ -93,8 +93,13 @@ class _Figures(NamedTuple):
     local_errors: int
 
     def plus(self, other: _Figures) -> _Figures:
-        lists = (one + more for one, more in zip(self[:3], other[:3], strict=True))
-        return _Figures(*lists, self.errors + other.errors, self.local_errors + other.local_errors)
+        return _Figures(
+            self.ours + other.ours,
+            self.rule + other.rule,
+            self.local + other.local,
+            self.errors + other.errors,
+            self.local_errors + other.local_errors,
+        )
 
 
 def measured(databases: Sequence[Database]) -> _Figures:

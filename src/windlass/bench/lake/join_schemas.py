@@ -60,7 +60,7 @@ def real_database(name: str) -> Database:
     """`chinook` or `northwind`. References of and to empty tables are left out: no data shows them.
 
     Raises:
-        NotFound: The shared data are not there.
+        DataMissing: The shared data are not there.
     """
     with zipfile.ZipFile(shared_folder("bi") / f"{name}.zip") as archive:
         schema = json.loads(archive.read("schema.json"))

@@ -27,7 +27,7 @@ def model_file() -> Path:
     return found if found.is_file() else next(found.glob("*.gguf"))
 
 
-def threads() -> int:
+def cpu_threads() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -36,7 +36,7 @@ def batched_llama_cpp() -> BatchedLlamaCpp | None:
     """llama.cpp in a process of its own; None when it is not installed."""
     if importlib.util.find_spec("llama_cpp") is None:
         return None
-    return BatchedLlamaCpp(model_file(), tuple(range(1, threads() + 1)))
+    return BatchedLlamaCpp(model_file(), tuple(range(1, cpu_threads() + 1)))
 
 
 class ContinuousTransformers:
@@ -57,7 +57,7 @@ class ContinuousTransformers:
         transformers, torch = peer_module("transformers"), peer_module("torch")
         if transformers is None or torch is None:
             return None
-        torch.set_num_threads(threads())
+        torch.set_num_threads(cpu_threads())
         source = open_weights(model_file())
         save_hugging_face(folder, source.config, {name: source.tensor(name) for name in source.names()})
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
