@@ -236,7 +236,8 @@ class SparseCoding(Estimator):
 def started_elements(data: Floats, count: int, seed: int) -> Floats:
     """float64 `[H, D]`: the mean of the data and Gaussian noise of a quarter of its deviation."""
     spread = max(float(data.std(axis=0).mean()), 1e-3)
-    return data.mean(axis=0) + normal(seed, "elements", (count, data.shape[1])) * spread / 4
+    made: Floats = data.mean(axis=0) + normal(seed, "elements", (count, data.shape[1])) * spread / 4
+    return made
 
 
 def normal(seed: int, key: str, shape: tuple[int, ...]) -> Floats:

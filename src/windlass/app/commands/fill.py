@@ -33,8 +33,8 @@ def fill(
     from windlass.app import terminal
     from windlass.app.terminal import TerminalProgress
     from windlass.retrieval.filling import fill_table, with_estimates
-    from windlass.retrieval.overview import list_tables
     from windlass.retrieval.pipeline import Pipeline
+    from windlass.retrieval.table_sources import table_sources
 
     if out is not None and out.exists():
         raise UsageError(f"{printable(str(out))} is there already", hint="name a new file")
@@ -43,12 +43,14 @@ def fill(
         with Pipeline.open(folder, encoder=None, model=None) as pipeline:
             pipeline.index(progress=progress, embed=False)
             found = [
-                each for each in list_tables(pipeline.workspace) if table.lower() in f"{each.file}/{each.name}".lower()
+                each
+                for each in table_sources(pipeline.workspace)
+                if table.lower() in f"{each.file}/{each.name}".lower()
             ]
             if len(found) != 1:
                 names = ", ".join(printable(f"{each.file}/{each.name}") for each in found[:5]) or "none"
                 raise NotFound(f"{len(found)} tables contain {table!r} in their names: {names}", hint="name one")
-            filled = fill_table(pipeline.workspace, found[0].id, progress)
+            filled = fill_table(found[0], progress)
     finally:
         progress.close()
     if out is not None:
@@ -79,9 +81,8 @@ def _write(out: Path, table: object) -> None:
 def _print(filled: FilledTable, out: Path | None) -> None:
     print(f"{len(filled.estimates):,} estimates from {', '.join(map(printable, filled.columns))}")
     for estimate in filled.estimates[:_SHOWN]:
-        print(
-            f"  row {estimate.row + 1:<7} {printable(estimate.column):24} {estimate.value:.6g} +- {estimate.error:.2g}"
-        )
+        value = f"{estimate.value:.6g} +- {estimate.error:.2g}"
+        print(f"  row {estimate.row + 1:<7} {printable(estimate.column):24} {value}")
     if len(filled.estimates) > _SHOWN:
         print(f"  and {len(filled.estimates) - _SHOWN:,} more: --json has all, --out writes them")
     if filled.refused:
