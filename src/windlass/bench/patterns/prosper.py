@@ -49,16 +49,15 @@ def run(context: BenchContext) -> BenchReport:
 def bars(size: int, count: int, seed: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Images `[n, size * size]` of horizontal and vertical bars of brightness 10, two on average, and the bars."""
     rng = np.random.default_rng(seed)
-    elements = np.zeros((2 * size, size, size))
+    pictures = np.zeros((2 * size, size, size))
     for i in range(size):
-        elements[i, i, :] = elements[size + i, :, i] = 10
-    elements = elements.reshape(2 * size, -1)
+        pictures[i, i, :] = pictures[size + i, :, i] = 10
+    elements = pictures.reshape(2 * size, -1)
     active = (rng.random((count, 2 * size)) < 1 / size).astype(float)
     if kind == "ternary":
         active *= rng.choice([-1.0, 1.0], active.shape)
     shown = (active[:, :, None] * elements).max(axis=1) if kind == "occluding" else active @ elements
-    noisy = shown + 2 * rng.standard_normal(shown.shape)
-    return (np.maximum(noisy, 0) if kind == "occluding" else noisy), elements
+    return shown + 2 * rng.standard_normal(shown.shape), elements
 
 
 def found_bars(made: np.ndarray, elements: np.ndarray, *, signed: bool) -> int:
@@ -74,17 +73,18 @@ def _others(context: BenchContext, seeds: int) -> list[Metric]:
     decomposition = peer_module("sklearn.decomposition")
     if decomposition is None:
         return []
-    ways = {
-        "NMF": lambda: decomposition.NMF(10, max_iter=500, random_state=0),
+    ways: dict[str, Any] = {
+        "NMF": lambda: decomposition.NMF(10, max_iter=500, random_state=0),  # of what is above zero
         "DictionaryLearning": lambda: decomposition.MiniBatchDictionaryLearning(10, random_state=0),
         "FastICA": lambda: decomposition.FastICA(10, random_state=0, whiten="unit-variance"),
     }
-    ours, theirs = [], {name: [] for name in ways}  # type: ignore[var-annotated]
+    ours: list[int] = []
+    theirs: dict[str, list[int]] = {name: [] for name in ways}
     for seed in range(seeds):
         data, elements = bars(5, 1000, seed, "occluding")
         ours.append(found_bars(MaximalCauses(10, random_state=seed).fit(data).components_, elements, signed=False))
         for name, way in ways.items():
-            made = way().fit(data).components_
+            made = way().fit(np.maximum(data, 0) if name == "NMF" else data).components_
             top = np.sort(np.abs(made), axis=1)[:, -5:].mean(axis=1, keepdims=True)
             theirs[name].append(found_bars(10 * made / np.maximum(top, 1e-12), elements, signed=True))
     means = {name: float(np.mean(found)) for name, found in theirs.items()}
