@@ -12,6 +12,7 @@ from windlass.lake.stored import stored_columns
 from windlass.lake.survey import ContainedTable, NearCopy, contained_tables, near_copies
 from windlass.lake.table_joins import TableJoin, stored_joins
 from windlass.retrieval.embedding import count_missing
+from windlass.retrieval.topics import Topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Overview:
         failed: (path, reason, message) of files that could not be read.
         passages: Searchable passages.
         embedded: (with vectors, wanting vectors).
+        topics: Files grouped by meaning, as of the last survey; None before one, without vectors, or of few files.
     """
 
     files: int
@@ -80,6 +82,7 @@ class Overview:
     encoder: str | None = None
     model: str | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    topics: Topics | None = None
 
 
 def list_files(workspace: Workspace) -> list[FileInfo]:
