@@ -59,7 +59,8 @@ def find_topics(workspace: Workspace, fingerprint: str, progress: Progress | Non
     with workspace.reading() as connection:
         files = connection.execute(
             "SELECT min(path), documents.id, coalesce(title, '') FROM files"
-            " JOIN documents ON documents.id = document_id WHERE EXISTS (SELECT 1 FROM chunks JOIN embeddings ON embeddings.encoder = ?"
+            " JOIN documents ON documents.id = document_id"
+            " WHERE EXISTS (SELECT 1 FROM chunks JOIN embeddings ON embeddings.encoder = ?"
             " AND embeddings.text_hash = chunks.text_hash WHERE chunks.document_id = documents.id)"
             " GROUP BY documents.id ORDER BY min(path)",
             (fingerprint,),
