@@ -14,7 +14,7 @@ from typing import Any
 
 from windlass.bench.report import markdown_table, results_page, results_table
 from windlass.core import catalogue
-from windlass.core.settings import FILE_NAME, PREFIX, documented
+from windlass.core.settings import FILE_NAME, OTHER_VARIABLES, PREFIX, documented
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results: written by `make docs` -->", "<!-- end of results -->"
@@ -56,6 +56,14 @@ def settings_page() -> str:
     for section, rows in sections.items():
         lines += ["", f"## [{section}]", ""]
         lines += markdown_table(["name", "default", "expected", "meaning", "environment"], rows)
+    lines += [
+        "",
+        "## Of the machine",
+        "",
+        "These are no settings of a folder, and are read from the environment alone.",
+        "",
+    ]
+    lines += markdown_table(["environment", "meaning"], [[f"`{name}`", text] for name, text in OTHER_VARIABLES.items()])
     return "\n".join(lines) + "\n"
 
 

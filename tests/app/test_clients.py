@@ -12,23 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.models.tiny_models import hf_config, random_weights, write_folder
-from windlass.models.generate import LocalModel
-
 pytestmark = pytest.mark.peers
 
 MODEL, ENCODER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 HELLO: list[Any] = [{"role": "user", "content": "hello there"}]
-
-
-@pytest.fixture
-def served(pipeline: Any, serve: Any, tmp_path: Path) -> Any:
-    config = hf_config(max_position_embeddings=512, hidden_size=64, head_dim=16)
-    folder = write_folder(tmp_path / "tiny", config, random_weights(config))
-    pipeline.model = LocalModel.load(folder, engine="compiled", threads=1)
-    assert list(pipeline.model.chat(HELLO, max_tokens=2))  # compiles what this machine has not compiled yet
-    with serve(pipeline) as server:
-        yield server
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windlass.core.errors import UsageError
-from windlass.core.settings import Settings, documented, load
+from windlass.core.settings import OTHER_VARIABLES, Settings, documented, load
 
 
 def write(folder, text):
@@ -49,7 +49,8 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
 
 
 def test_other_variables_of_ours_are_left_alone():
-    assert load(None, environment={"WINDLASS_SHARED_DATA": "/data", "WINDLASS": "1"}) == Settings()
+    others = {name: "somewhere" for name in OTHER_VARIABLES}
+    assert load(None, environment={**others, "WINDLASS": "1"}) == Settings()
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,10 @@ class NotFound(UsageError):
     http_status = 404
 
 
+class DataMissing(NotFound):
+    """Data that only a benchmark needs is not on this machine."""
+
+
 class WorkspaceError(WindlassError):
     """The `.windlass` folder cannot be used: unreadable, damaged, or of another format version."""
 
@@ -142,6 +146,16 @@ class PoolExhausted(WindlassError):
     """The memory for keys and values, or for adapters, has no page left that may be taken."""
 
     http_status = 503
+
+
+class AdapterError(UsageError):
+    """An adapter cannot be used: its files are broken, or it belongs to another model."""
+
+
+class AdapterNotFound(AdapterError):
+    """No adapter of that name is registered, or none that this caller may use."""
+
+    http_status = 404
 
 
 class QueueFull(Busy):

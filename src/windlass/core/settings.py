@@ -19,6 +19,15 @@ from windlass.core.errors import UsageError
 FILE_NAME = "windlass.toml"
 PREFIX = "WINDLASS_"
 
+# Variables that belong to one machine or one run, not to a folder, and so have no line in `windlass.toml`.
+OTHER_VARIABLES = {
+    "WINDLASS_API_KEY": "The key sent to a model server named by URL; `OPENAI_API_KEY` is read when it is not set.",
+    "WINDLASS_CALIBRATION": "The file that `windlass doctor --calibrate` writes this machine's measured speeds to.",
+    "WINDLASS_ISA": "The instructions that kernels are compiled for: avx512vnni, avxvnni, avx2, neon or generic.",
+    "WINDLASS_MODELS": "The folder that fetched models lie in.",
+    "WINDLASS_SHARED_DATA": "The folder of public data that some benchmarks read.",
+}
+
 Value = TypeVar("Value", int, float, str)
 
 
@@ -86,6 +95,12 @@ class AnswerSettings:
         least=128,
         most=1_000_000,
     )
+    reuse: str = _setting(
+        "chunks",
+        "What the decoder need not compute again when it writes: `chunks` takes passages that it read before wherever "
+        "they stand now, and repairs a part of them (faster, not exact); `exact` takes equal beginnings only.",
+        choices=("chunks", "exact"),
+    )
     min_evidence: float = _setting(
         0.35,
         "Evidence (0 to 1) below which the answer is 'not found in your files'.",
@@ -110,6 +125,18 @@ class ServerSettings:
         "Memory in MB for keys and values of running and remembered requests; one whole context at the least.",
         least=1,
         most=1_000_000,
+    )
+    chunk_cache_mb: int = _setting(
+        256,
+        "Memory in MB for passages of earlier prompts, used again wherever they stand in later ones; 0 keeps none.",
+        least=0,
+        most=1_000_000,
+    )
+    chunk_disk_mb: int = _setting(
+        1024,
+        "Disk in MB for such passages, under `.windlass/chunks`; 0 keeps them in memory only.",
+        least=0,
+        most=10_000_000,
     )
     scheduler: str = _setting(
         "stall-free",
@@ -272,8 +299,8 @@ def _entries_of_environment(environment: Mapping[str, str]) -> list[tuple[str, o
         if variable in known:
             name = known[variable]
             entries.append((name, _parse(name, text), f"the environment variable {variable}"))
-        elif variable.startswith(PREFIX):
-            # Other WINDLASS_ variables exist that are no settings; only what looks meant as one is refused.
+        elif variable.startswith(PREFIX) and variable not in OTHER_VARIABLES:
+            # A WINDLASS_ variable may be another program's; only what looks meant as a setting is refused.
             nearest = _nearest(variable, list(known))
             if variable.startswith(sections) or nearest:
                 raise UsageError(

@@ -23,6 +23,7 @@ _STAGE_TITLES = {
     "compare": "Looking for near-copies",
     "join": "Looking for joins",
     "group": "Grouping files by meaning",
+    "overlap": "Looking for shared rows",
     "embed": "Indexing by meaning",
     "pull": "Fetching models",
 }
