@@ -3,8 +3,8 @@
 Questions of XQuAD about six articles (`--quick`: two), each over three of the article's five passages in random order,
 some asked often (Zipf), so that most passages were seen before, as in the paper's production traces. After a warm-up,
 every question goes by turns through engines that share nothing but the weights: one that computes everything, one with
-the prefix tree (what other engines have), copies without repair, the paper's rule of repair, the first tokens of each
-passage, and ours. The known answer is forced, so that what the model finds likely can be compared token by token with
+the prefix tree (what other engines have), copies without repair, the paper's rule of which tokens are repaired (not
+`--quick`), and ours. The known answer is forced, so that what the model finds likely can be compared token by token with
 the full computation.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -120,16 +120,12 @@ class _Side:
         return allowed
 
 
-@dataclass(slots=True)
 class _Heard:
     """The model, and all logits it gave."""
 
-    decoder: Any
-    logits: list[NDArray[np.float32]] = field(default_factory=list)
-
-    @property
-    def config(self) -> Any:
-        return self.decoder.config
+    def __init__(self, decoder: Any) -> None:
+        self.decoder, self.config = decoder, decoder.config
+        self.logits: list[NDArray[np.float32]] = []
 
     def forward_tokens(self, *args: Any, **options: Any) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self.decoder.forward_tokens(*args, **options)
@@ -147,7 +143,6 @@ def _sides(model: LocalModel, quick: bool) -> dict[str, _Side]:
     }
     if not quick:
         options["the paper's rule"] = (ChunkOptions(probe_tokens=0, head_tokens=0), True)
-        options["first tokens"] = (ChunkOptions(probe_tokens=0, head_tokens=1 << 20), True)
     return {name: _Side(model, chunks, prefixes=prefixes) for name, (chunks, prefixes) in options.items()}
 
 
