@@ -4,8 +4,8 @@ Questions of XQuAD about six articles (`--quick`: two), each over three of the a
 some asked often (Zipf), so that most passages were seen before, as in the paper's production traces. After a warm-up,
 every question goes by turns through engines that share nothing but the weights: one that computes everything, one with
 the prefix tree (what other engines have), copies without repair, the paper's rule of which tokens are repaired (not
-`--quick`), and ours. The known answer is forced, so that what the model finds likely can be compared token by token with
-the full computation.
+`--quick`), and ours. The known answer is forced, so that what the model finds likely can be compared with the full
+computation token by token.
 """
 
 from __future__ import annotations
