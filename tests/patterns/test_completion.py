@@ -179,7 +179,13 @@ def test_bad_input_says_what_and_where():
         MatrixCompletion().values_at([0], [0])
     with pytest.raises(DataError, match="there is no column 5"):
         MatrixCompletion().fit(np.ones((3, 2))).values_at([0], [5])
-    for name, value in (("rank", 0), ("solver", "x"), ("regularization", -1), ("validation_fraction", 1), ("max_iter", 0)):
+    for name, value in (
+        ("rank", 0),
+        ("solver", "x"),
+        ("regularization", -1),
+        ("validation_fraction", 1),
+        ("max_iter", 0),
+    ):
         with pytest.raises(UsageError, match=name):
             MatrixCompletion(**{name: value}).fit(np.ones((3, 2)))
     with pytest.warns(UserWarning, match="do not determine"):
@@ -191,7 +197,7 @@ def test_a_cancelled_fit_keeps_the_last_round():
         def advance(self, stage: str, done: int = 1, detail: str = "") -> None:
             self.cancel()
 
-    full, seen = low_rank(60, 40, 2, 0.7, 9)
+    seen = low_rank(60, 40, 2, 0.7, 9)[1]
     model = MatrixCompletion(2)
     with pytest.raises(Cancelled):
         model.fit(seen, progress=Impatient())

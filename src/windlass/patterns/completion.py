@@ -1,4 +1,4 @@
-"""`MatrixCompletion`: the missing cells of a table that is near low rank, in time close to one pass over the known ones.
+"""`MatrixCompletion`: the missing cells of a table near low rank, in time close to one pass over the known ones.
 
 `factors` names the paper and says what differs.
 """
@@ -180,9 +180,12 @@ class MatrixCompletion(Estimator):
             )
             progress.advance("complete", 1, f"rank {rank}, error {error:.4g}")
             self._running = factors
-            worse = 0 if error < best_error else worse + 1
-            if error < best_error:
-                best, best_error = (factors.copy() if held is not None else factors), error
+            if held is None:
+                best_error = now
+            elif error < best_error:
+                best, best_error, worse = factors.copy(), error, 0
+            else:
+                worse += 1
             fall = (before - now) / now if now else 0.0
             if worse >= _PATIENCE or abs(fall) < self.tol:
                 break
@@ -232,7 +235,8 @@ class MatrixCompletion(Estimator):
             folded = self._fold(dense[rows])
             filled = folded @ factors.right.T.astype(np.float64) + factors.mean
             dense[rows] = np.where(missing[rows], filled, dense[rows])
-        return dense
+        filled_in: NDArray[Any] = dense
+        return filled_in
 
     def _fold(self, rows: NDArray[Any]) -> Floats:
         """float64 `[m, width]`: left factors of rows that may be new, the right ones fixed."""
@@ -257,12 +261,14 @@ class MatrixCompletion(Estimator):
         return self.fit(X, y).transform(X)
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Add rows: their factors are solved for, the directions stay.
+        """Add rows: their factors are solved for, the directions stay. Before `fit` it is `fit`.
 
         Raises:
-            NotFitted, DataError: Before `fit`; other columns than in the fit.
+            DataError: Other columns than in the fit.
         """
-        factors: Factors = self._fitted("_factors")
+        if "_factors" not in self.__dict__:
+            return self.fit(X, y)
+        factors: Factors = self._factors
         self._check_names(X, False)
         rows = self._read(X, reset=False)
         added = self._fold(rows).astype(factors.left.dtype)
@@ -348,5 +354,3 @@ class MatrixCompletion(Estimator):
 
 def _rmse(factors: Factors, held: tuple[Any, Any, Any]) -> float:
     return float(np.sqrt(np.mean((factors.predict(held[0], held[1]) - held[2]) ** 2)))
-
-

@@ -4,8 +4,8 @@ Gu, Song, Yin and Zhang, "Low Rank Matrix Completion via Robust Alternating Mini
 alternating minimisation bears inexact row solutions, so a round costs the known cells times the rank, not its square.
 What differs: all cells are used in every round instead of a fresh part each (which wastes data), rows start from where
 they were and take a few steps of conjugate gradients, and one preconditioner serves all rows: since cells are known at
-random, every row's matrix is nearly a multiple of the fixed factor's Gram matrix, so the fixed factor is made orthogonal
-by it first. The paper's sketch for each row on its own does the same work row by row.
+random, every row's matrix is nearly a multiple of the fixed factor's Gram matrix, so the fixed factor is made
+orthogonal by it first. The paper's sketch for each row on its own does the same work row by row.
 """
 
 from __future__ import annotations

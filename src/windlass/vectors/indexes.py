@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 
-_KINDS: dict[str, str] = {"postings": "windlass.vectors.postings", "tenant-tree": "windlass.vectors.tenant_tree"}
+_KINDS: dict[str, str] = {
+    "postings": "windlass.vectors.postings",
+    "tenant-tree": "windlass.vectors.tenant_tree",
+    "partitioned": "windlass.vectors.partitioned",
+}
 """Kind to module; the module has `build` and `open_index`."""
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.core.randomness import uniform
+from windlass.core.randomness import permutation, uniform
 from windlass.kernels.bitcodes import Words, pack_signs, query_planes, sign_scores_of, words_of
+from windlass.kernels.distances import gather_topk
 from windlass.vectors.schema import Schema
 
 Floats = NDArray[np.float32]
@@ -20,6 +21,9 @@ Rows = NDArray[np.int64]
 
 LEAST_BITS = 256
 _CHUNK = 8192
+_SAMPLE = 20_000
+_CALIBRATED = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+_QUERIES, _DEPTH = 64, 10
 _ARRAYS = ("mean", "frame", "codes", "squares", "factors")
 
 
@@ -84,6 +88,29 @@ class SignCodes:
     @staticmethod
     def restored(arrays: Mapping[str, Any]) -> SignCodes:
         return SignCodes(*(arrays[name] for name in _ARRAYS))
+
+
+def fitted_refine(
+    score: Callable[[Floats, Rows], Floats], read: Callable[[Rows], Floats], rows: Rows, metric: int, seed: int
+) -> list[tuple[float, int]]:
+    """Recall, and how many rows for each row asked for codes must pass on to reach it, among a sample of all rows.
+
+    Args:
+        score: What codes say of a query and of positions; higher is nearer.
+        rows: The row at each position.
+    """
+    positions = np.sort(permutation(seed, "calibrate", size=len(rows))[:_SAMPLE])
+    vectors, ranks = read(rows[positions]), []
+    for place in permutation(seed, "asked", size=len(positions))[:_QUERIES].tolist():
+        others = np.delete(np.arange(len(positions)), place)
+        _, true = gather_topk(vectors, vectors[place], _DEPTH, others, metric=metric)
+        scores = score(vectors[place], positions)
+        scores[place] = -np.inf
+        ranks += [int((scores > scores[row]).sum()) for row in true.tolist()]
+    if not ranks:
+        return []
+    needed = np.quantile(ranks, _CALIBRATED, method="higher")
+    return [(recall, int(rank) // _DEPTH + 1) for recall, rank in zip(_CALIBRATED, needed, strict=True)]
 
 
 def _frame(dim: int) -> Floats:

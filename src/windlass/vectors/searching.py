@@ -21,6 +21,7 @@ from windlass.core.filter_text import parse_filter
 from windlass.core.filters import Filter
 from windlass.vectors.errors import BadInput, Timeout
 from windlass.vectors.indexes import Allowed
+from windlass.vectors.memory import MemoryView
 from windlass.vectors.results import Counters, SearchRequest, SearchResult
 from windlass.vectors.schema import Schema
 from windlass.vectors.state import Part, View
@@ -31,13 +32,14 @@ Found = tuple[NDArray[np.float32], Rows, NDArray[Any]]
 
 MAX_K = 100_000
 _REMEMBERED_BYTES = 64 << 20
+_Key = tuple[int, frozenset[str], Filter | None]
 
 
 class Searcher:
-    """Answers questions about a view; remembers which rows of a part a set of tenants has."""
+    """Answers questions about a view; remembers which rows of a part a set of tenants has and a filter lets pass."""
 
     def __init__(self) -> None:
-        self._remembered: OrderedDict[tuple[int, frozenset[str]], tuple[tuple[int, ...], Any, Allowed]] = OrderedDict()
+        self._remembered: OrderedDict[_Key, tuple[tuple[int, ...], Any, Allowed, int]] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
 
@@ -71,7 +73,7 @@ class Searcher:
         for one in queries:
             if deadline is not None and time.perf_counter() > deadline:
                 raise Timeout(f"the search took longer than {timeout_s} s", hint="allow more, or ask for less recall")
-            found = [self._one(part, rows, one, k, recall, params, counters) for part, rows in chosen]
+            found = [self.in_part(part, rows, one, k, recall, params, counters) for part, rows in chosen]
             answers.append(_merged(view.schema, found, k))
         counters.ms_by_stage["search"] = 1000 * (time.perf_counter() - began)
         return _result(view, answers, k, include, self._plan(chosen, params), counters)
@@ -93,16 +95,15 @@ class Searcher:
             raise BadInput("this collection has no tenants", hint="leave access out")
 
         def allowed(part: Part, counters: Counters) -> Allowed:
-            found = self._of_tenants(view.tenants, part, names) if view.schema.tenants else part.allowed
-            if bound is None or not len(found.rows):
-                return found
-            passed = found.rows[part.source.passing(bound)[found.rows]]
-            counters.rows_masked += len(found.rows) - len(passed)
-            return Allowed(part.source.count, passed)
+            if bound is None and not view.schema.tenants:
+                return part.allowed
+            found, masked = self._remembering(view.tenants, part, names, bound)
+            counters.rows_masked += masked
+            return found
 
         return allowed
 
-    def _one(
+    def in_part(
         self,
         part: Part,
         rows: Allowed,
@@ -112,6 +113,7 @@ class Searcher:
         params: Mapping[str, Any],
         counters: Counters,
     ) -> Found:
+        """Scores of the best rows of a part, which of two equal ones comes first, and their ids."""
         if part.index is None or _exactly(part, rows, params):
             counters.vectors_scored += len(rows.rows)
             scores, best = part.source.exact(query, k, rows.rows)
@@ -119,26 +121,35 @@ class Searcher:
             scores, best = part.index.search(query, k, rows, recall=recall, params=params, counters=counters)
         return scores, part.source.order[best], part.source.ids[best]
 
-    def _of_tenants(self, tenants: TenantRows, part: Part, names: frozenset[str]) -> Allowed:
-        """The live rows of a part that any of these tenants has; remembered until one of them changes."""
+    def _remembering(
+        self, tenants: TenantRows, part: Part, names: frozenset[str], bound: Filter | None
+    ) -> tuple[Allowed, int]:
+        """The live rows of a part that any of these tenants has and that pass a filter, and how many the filter kept
+        out; remembered until something of it changes."""
         arrays = [tenants.one(name) for name in sorted(names)]
-        key = (id(part.source), names)
+        key = (id(part.source), names, bound)
         state = (id(part.live), *(id(array) for array in arrays))
         with self._lock:
             known = self._remembered.get(key)
             if known is not None and known[0] == state:
                 self._remembered.move_to_end(key)
-                return known[2]
-        rows = part.source.positions(tenants.of(names))
-        found = Allowed(part.source.count, rows[part.live[rows]])
+                return known[2], known[3]
+        rows = part.live_rows
+        if part.source.schema.tenants:
+            rows = part.source.positions(tenants.of(names))
+            rows = rows[part.live[rows]]
+        passed = rows if bound is None or not len(rows) else rows[part.source.passing(bound)[rows]]
+        found, masked = Allowed(part.source.count, passed), len(rows) - len(passed)
+        if isinstance(part.source, MemoryView):  # another one after every change
+            return found, masked
         with self._lock:
             # What the key and the state name is kept with the entry, so that nothing else can come to have its id.
             old = self._remembered.pop(key, None)
-            self._remembered[key] = (state, (part, arrays), found)
+            self._remembered[key] = (state, (part, arrays), found, masked)
             self._size += found.rows.nbytes - (0 if old is None else old[2].rows.nbytes)
             while self._size > _REMEMBERED_BYTES and len(self._remembered) > 1:
                 self._size -= self._remembered.popitem(last=False)[1][2].rows.nbytes
-        return found
+        return found, masked
 
     def _plan(self, chosen: list[tuple[Part, Allowed]], params: Mapping[str, Any]) -> str:
         if not chosen:

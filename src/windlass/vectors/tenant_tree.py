@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 
 from windlass.core.progress import Progress, check_cancelled
 from windlass.core.randomness import permutation
-from windlass.kernels.distances import gather_topk
 from windlass.kernels.kmeans import kmeans, nearest, squared_to
 from windlass.kernels.tree_search import CENTRES, SCORED, search_tree
 from windlass.vectors.errors import BudgetExceeded, CorruptSegment
 from windlass.vectors.indexes import Allowed
 from windlass.vectors.packing import pack
 from windlass.vectors.parameters import checked, known_ones, require_ranges
-from windlass.vectors.quantizers import SignCodes
+from windlass.vectors.quantizers import SignCodes, fitted_refine
 from windlass.vectors.results import Budget, Counters
 from windlass.vectors.schema import Schema
 from windlass.vectors.segment import Segment, SegmentWriter
@@ -39,8 +38,6 @@ from windlass.vectors.segment import Segment, SegmentWriter
 Rows = NDArray[np.int64]
 
 _SAMPLE = 20_000
-_CALIBRATED = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
-_QUERIES, _DEPTH = 64, 10
 _CHUNK = 8192
 _DEEPEST = 12
 
@@ -94,32 +91,18 @@ def build(
     tree = _Tree(writer.schema, vectors, scales, params, seed, progress)
     tree.grow()
     writer.add_file("tree", pack(tree.arrays()))
-    codes = SignCodes.of(writer.schema, tree.read, tree.row_at.astype(np.int64))
+    row_at = tree.row_at.astype(np.int64)
+    codes = SignCodes.of(writer.schema, tree.read, row_at)
     writer.add_file("codes", pack(codes.arrays()))
-    used = {**asdict(params), "refines": _calibrate(codes, tree, seed)}
+    used = {
+        **asdict(params),
+        "refines": fitted_refine(codes.scores, tree.read, row_at, writer.schema.kernel_metric, seed),
+    }
     return used, {
         "refines": used["refines"],
         "nodes": len(tree.ends),
         "leaves": int((np.array(tree.children) == 0).sum()),
     }
-
-
-def _calibrate(codes: SignCodes, tree: _Tree, seed: int) -> list[tuple[float, int]]:
-    """Recall, and how many rows for each row asked for had to be looked at to reach it, among a sample of all rows."""
-    count, metric = len(tree.row_at), tree.schema.kernel_metric
-    positions = np.sort(permutation(seed, "calibrate", size=count)[:_SAMPLE])
-    vectors = tree.read(tree.row_at[positions].astype(np.int64))
-    ranks = []
-    for place in permutation(seed, "asked", size=len(positions))[:_QUERIES].tolist():
-        others = np.delete(np.arange(len(positions)), place)
-        _, true = gather_topk(vectors, vectors[place], _DEPTH, others, metric=metric)
-        scores = codes.scores(vectors[place], positions)
-        scores[place] = -np.inf
-        ranks += [int((scores > scores[row]).sum()) for row in true.tolist()]
-    if not ranks:
-        return []
-    needed = np.quantile(ranks, _CALIBRATED, method="higher")
-    return [(recall, int(rank) // _DEPTH + 1) for recall, rank in zip(_CALIBRATED, needed, strict=True)]
 
 
 def open_index(segment: Segment, memory_budget: int | None) -> TenantTreeIndex:

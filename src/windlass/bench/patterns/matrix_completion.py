@@ -17,7 +17,9 @@ from windlass.patterns.completion import MatrixCompletion
 
 def run(context: BenchContext) -> BenchReport:
     metrics: list[Metric] = []
-    cases = [(1000, 64, 400, 4.0)] if context.quick else [(4000, 8, 200, 0.9), (4000, 64, 400, 4.0), (4000, 128, 450, 6.0)]
+    cases = (
+        [(1000, 64, 400, 4.0)] if context.quick else [(4000, 8, 200, 0.9), (4000, 64, 400, 4.0), (4000, 128, 450, 6.0)]
+    )
     for size, rank, per_row, least in cases:
         metrics += _exact(context, size, rank, per_row, least)
     if not context.quick:

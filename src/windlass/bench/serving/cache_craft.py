@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from windlass.serving.engine import Engine
 from windlass.serving.kv import KVManager
 from windlass.serving.local_engine import chunk_cache
 from windlass.serving.numba_executor import NumbaExecutor
-from windlass.serving.request import Request, SamplingParams, Sequence, tokens_of
+from windlass.serving.request import Request, SamplingParams, tokens_of
 from windlass.serving.scheduler import StallFree
 
 PASSAGES, PAGES, BUDGET, MOST_FORCED = 3, 1200, 64, 8
@@ -81,8 +81,7 @@ class _Side:
         cache = None if chunks is None else chunk_cache(decoder, pool, model.fingerprint, chunks)
         kv = KVManager(pool, PAGES, share_prefixes=prefixes, revision=model.fingerprint, chunks=cache)
         self._heard = _Heard(decoder)
-        self._forced: list[int] = []
-        executor = NumbaExecutor(self._heard, pool, mask=self._only_forced)
+        executor = NumbaExecutor(self._heard, pool)
         self._engine = Engine(executor, StallFree(BUDGET), kv, WallClock())
         self._reuse = chunks is not None
         self.asked: list[_Asked] = []
@@ -90,10 +89,13 @@ class _Side:
 
     def ask(self, question: PassageQuestion) -> None:
         prompt, segments = question.prompt(self._tokenizer)
-        self._forced = self._tokenizer.encode(" " + question.answer)[:MOST_FORCED]
+        forced = self._tokenizer.encode(" " + question.answer)[:MOST_FORCED]
+        vocabulary = self._heard.config.vocab_size
         self._heard.logits.clear()
         request = Request(
-            f"q{len(self.asked)}", tokens_of(prompt), SamplingParams(max_tokens=len(self._forced), ignore_eos=True),
+            f"q{len(self.asked)}", tokens_of(prompt), SamplingParams(
+                max_tokens=len(forced), ignore_eos=True, constraint=lambda: _Forced(forced, vocabulary)
+            ),
             segments=segments, reuse_chunks=self._reuse,
         )  # fmt: skip
         before, cpu, started = self._engine.metrics.computed_tokens, time.process_time(), time.perf_counter()
@@ -114,18 +116,33 @@ class _Side:
         self.asked.clear()
         self.taken = self.repaired = 0
 
-    def _only_forced(self, seq: Sequence) -> NDArray[np.bool_]:
-        allowed = np.zeros(self._heard.config.vocab_size, np.bool_)
-        allowed[self._forced[seq.made]] = True
-        return allowed
+
+class _Forced:
+    """Holds an answer to given tokens; a `Constraint`."""
+
+    done = False
+
+    def __init__(self, tokens: list[int], vocabulary: int) -> None:
+        self._left, self._vocabulary = iter(tokens), vocabulary
+
+    def allowed(self) -> NDArray[np.bool_]:
+        mask = np.zeros(self._vocabulary, np.bool_)
+        mask[next(self._left)] = True
+        return mask
+
+    def take(self, token: int) -> None:
+        pass
 
 
+@dataclass
 class _Heard:
     """The model, and all logits it gave."""
 
-    def __init__(self, decoder: Any) -> None:
-        self.decoder, self.config = decoder, decoder.config
-        self.logits: list[NDArray[np.float32]] = []
+    decoder: Any
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.config = self.decoder.config
 
     def forward_tokens(self, *args: Any, **options: Any) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self.decoder.forward_tokens(*args, **options)
