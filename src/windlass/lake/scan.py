@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 from windlass.core.errors import Cancelled, NotFound, ReadError
@@ -32,6 +33,7 @@ _RACY_NS = 2_000_000_000
 _COMMIT_EVERY = 1_000
 _COMMIT_SECONDS = 1.0
 _ASKED_FOLDERS = 50
+_LOT_FILES, _LOT_BYTES = 16, 2 << 20
 
 
 class Catalog:
@@ -130,10 +132,6 @@ class Catalog:
         progress: Progress,
     ) -> None:
         """Compare the files of changed folders with what is stored, hash what is new, and store it."""
-        # What is stored of these folders stops being true now, and a run that is cut short must not leave it behind.
-        with self._workspace.transaction() as connection:
-            places = [(folder,) for folder in (*dirty, *gone)]
-            connection.executemany("DELETE FROM folders WHERE path = ?", places)
         known = self._known(dirty.keys() | gone)
         found: dict[str, FileEntry] = {}
         to_hash: list[FileEntry] = []
@@ -148,11 +146,12 @@ class Catalog:
         to_hash.sort()  # renames are matched in path order
         delta.total += len(found) + len(to_hash)
         missing = {path: row for path, row in known.items() if path not in found}
-        update = Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns)
+        update = Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns, [*dirty, *gone])
         self._hash_and_store(to_hash, update, threads, progress)
         lost = [path for path in missing if path not in found]
         delta.removed.extend(lost)
         with self._workspace.transaction() as connection:
+            update.drop_folders(connection)
             if lost:
                 connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in lost])
                 mark_changed(connection)
@@ -213,12 +212,17 @@ class Catalog:
             except ReadError as error:
                 return error
 
+        def hash_lot(lot: list[FileEntry]) -> list[FileEntry | ReadError]:
+            return [hash_entry(entry) for entry in lot]
+
         progress.start("hash", len(entries), "files")
         pool = ThreadPoolExecutor(threads)
         try:
-            results = zip(entries, pool.map(hash_entry, entries), strict=True)
+            # Handing over a small file takes as long as hashing it.
+            results = zip(entries, chain.from_iterable(pool.map(hash_lot, _lots(entries))), strict=True)
             for batch in _batches(results, progress):
                 with self._workspace.transaction() as connection:
+                    update.drop_folders(connection)
                     for before, result in batch:
                         update.store(connection, before, result)
                     if update.pop_news():
@@ -227,6 +231,20 @@ class Catalog:
             stop.set()  # a file of many gigabytes must not hold up Ctrl-C
             pool.shutdown(cancel_futures=True)
         progress.finish("hash")
+
+
+def _lots(entries: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
+    """The files in runs of a few, fewer where they are large."""
+    lot: list[FileEntry] = []
+    size = 0
+    for entry in entries:
+        lot.append(entry)
+        size += entry.size
+        if len(lot) == _LOT_FILES or size > _LOT_BYTES:
+            yield lot
+            lot, size = [], 0
+    if lot:
+        yield lot
 
 
 def _batches(

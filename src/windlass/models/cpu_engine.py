@@ -163,7 +163,7 @@ class CpuEngine:
             pool: Pages of this model's shape, made by `new_pool`. Nothing else may write to the pages of
                 the batch meanwhile.
             adapters: Low-rank updates of tokens that have any; their pages are among the pool's.
-            mass: Where to note what the tokens attend to; costs about as much as attention itself.
+            mass: Where to note what the tokens attend to; costs about a third of attention itself.
 
         Returns:
             Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
