@@ -47,7 +47,7 @@ def run(context: BenchContext) -> BenchReport:
     ]
     if not context.quick:
         metrics += _mixed_requests(context, decoder)
-        metrics += replay_metrics(context, decoder, step_time)
+        metrics += replay_metrics(context, decoder)
     return context.report(
         mode="measured",
         workload=f"default model, {DECODING} generations, then a prompt of {long_prompt} tokens; policies by turns",
