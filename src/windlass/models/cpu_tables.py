@@ -13,8 +13,8 @@ from numpy.typing import NDArray
     BOUNDS, BOUND_OFFSETS, MASS, DATA, LOGITS, BEST, CHOSEN, BARRIER,
     TOKEN_ADAPTERS, ADAPTERS, ADAPTER_SCALES, ADAPTER_CELLS, SHRUNK,
     X, QKV, MIXED, INNER_STATE, CODES, STEPS, CODE_SUMS, PARTS, QUERIES, STATES, TOPS,
-    NORMED, SUMS, MORE, SCORES, OWN_QUERIES, TWICE, PAIR, RANKED, CANDIDATE_TILES, INPUTS,
-) = range(54)  # fmt: skip
+    NORMED, SUMS, MORE, SCORES, OWN_QUERIES, TWICE, PAIR, RANKED, CANDIDATE_TILES, INPUTS, MASS_WORK,
+) = range(55)  # fmt: skip
 """Arrays of a step (`kernels.views`): of the model, of the batch, of the pool and the results, and memory to work in.
 
 Of the model: `ARENA` uint8, `PLAN` int64 [layers + 1, 7, 6] and `EXTRAS` int64 [layers, 5] as `cpu_packing` describes
