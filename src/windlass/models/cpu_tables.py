@@ -28,7 +28,7 @@ and `TOKEN_ADAPTERS` (int64 [tokens], -1: none) are empty when nobody asks. `ADA
 each thread has arrays of its own: `PAIR` is for the chunk that it is merging, `CANDIDATE_TILES` are the tiles with the
 highest `RANKED`.
 """
-ARRAYS = 54
+ARRAYS = 55
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
 """Rows of `PLAN` in a layer: its matrices; in the row after the last layer: below."""
 EMBEDDING, HEAD, COARSE = range(3)
