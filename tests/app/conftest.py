@@ -16,15 +16,19 @@ import numpy as np
 import pytest
 import uvicorn
 
+from tests.models.tiny_models import hf_config, random_weights, write_folder
 from windlass.app.http.connections import PatientProtocol
 from windlass.app.http.limits import Limits
 from windlass.app.http.server import create_app, limits_of
 from windlass.core.errors import Cancelled, NotFound, UsageError
-from windlass.core.settings import Settings
+from windlass.core.settings import ServerSettings, Settings
+from windlass.models.generate import LocalModel
 from windlass.retrieval.overview import FileInfo, Overview
 from windlass.retrieval.types import Answer, Citation, Hit, Passage, Sentence
+from windlass.serving.engine_chat import EngineChat
 
 TEXT = "Rules of the port.\n\nVessels over 200 m berth at quay 4. The harbour master approves dredging works.\n"
+TINY = hf_config(max_position_embeddings=512, hidden_size=64, head_dim=16)
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
 
 
@@ -195,6 +199,33 @@ def pipeline(tmp_path: Path) -> ScriptedPipeline:
 def serve() -> Any:
     """`with serve(pipeline, ...) as server:`"""
     return running
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    folder = write_folder(tmp_path_factory.mktemp("tiny"), TINY, random_weights(TINY))
+    model = LocalModel.load(folder, engine="compiled", threads=1)
+    hello = [{"role": "user", "content": "hello there"}]
+    assert list(model.chat(hello, max_tokens=2))  # compiles what this machine has not compiled yet
+    return model
+
+
+@pytest.fixture
+def engine_chat(tiny: LocalModel) -> Iterator[EngineChat]:
+    chat = EngineChat.start(tiny, ServerSettings())
+    yield chat
+    assert chat.engine.drain(10)
+    chat.engine.engine.kv.check()
+    assert chat.engine.snapshot().pages.used == 0
+    chat.close()
+
+
+@pytest.fixture
+def served(pipeline: Any, serve: Any, engine_chat: EngineChat) -> Any:
+    """A server over the real engine and a tiny model; no page may be in use at its end."""
+    pipeline.model = engine_chat
+    with serve(pipeline) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

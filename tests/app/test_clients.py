@@ -12,23 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.models.tiny_models import hf_config, random_weights, write_folder
-from windlass.models.generate import LocalModel
-
 pytestmark = pytest.mark.peers
 
 MODEL, ENCODER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 HELLO: list[Any] = [{"role": "user", "content": "hello there"}]
-
-
-@pytest.fixture
-def served(pipeline: Any, serve: Any, tmp_path: Path) -> Any:
-    config = hf_config(max_position_embeddings=512, hidden_size=64, head_dim=16)
-    folder = write_folder(tmp_path / "tiny", config, random_weights(config))
-    pipeline.model = LocalModel.load(folder, engine="compiled", threads=1)
-    assert list(pipeline.model.chat(HELLO, max_tokens=2))  # compiles what this machine has not compiled yet
-    with serve(pipeline) as server:
-        yield server
 
 
 @pytest.fixture
@@ -72,6 +59,32 @@ def test_completions(client: Any) -> None:
     assert len(whole.choices[0].logprobs.token_logprobs) == 4
     pieces = client.completions.create(model=MODEL, prompt="hello", max_tokens=4, stream=True)
     assert "".join(chunk.choices[0].text for chunk in pieces) == whole.choices[0].text
+
+
+def test_answers_of_a_given_form(client: Any) -> None:
+    from pydantic import BaseModel
+
+    class Quay(BaseModel):
+        number: int
+        open: bool
+
+    kept = client.chat.completions.parse(model=MODEL, messages=HELLO, max_tokens=80, response_format=Quay)
+    assert isinstance(kept.choices[0].message.parsed, Quay)
+    parameters = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+    tools: list[Any] = [{"type": "function", "function": {"name": "go", "parameters": parameters}}]
+    made = client.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=80, tools=tools, tool_choice="required", stream=True
+    )
+    calls = [call for chunk in made for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.function.name for call in calls] == ["go"]
+    assert json.loads(calls[0].function.arguments).keys() <= {"a"}
+
+
+def test_the_chances_of_a_prompt(client: Any) -> None:
+    prompt = "hello there"
+    rated = client.completions.create(model=MODEL, prompt=prompt, max_tokens=0, echo=True, logprobs=1).choices[0]
+    assert rated.text == prompt == "".join(rated.logprobs.tokens)
+    assert rated.logprobs.token_logprobs[0] is None and max(rated.logprobs.token_logprobs[1:]) <= 0
 
 
 def test_embeddings(client: Any) -> None:

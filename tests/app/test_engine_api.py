@@ -14,34 +14,15 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.app.test_batch_api import finished, results, start
+from tests.app.test_batch_api import line as batch_line
 from tests.app.test_openai_api import events
-from tests.models.tiny_models import hf_config, random_weights, write_folder
 from windlass.app.http.limits import Limits
 from windlass.models.generate import LocalModel
+from windlass.serving.engine_chat import EngineChat
 
 MODEL = "smollm2-135m-instruct"
 HELLO = [{"role": "user", "content": "hello there"}]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    config = hf_config(max_position_embeddings=512, hidden_size=64, head_dim=16)
-    folder = write_folder(tmp_path_factory.mktemp("tiny"), config, random_weights(config))
-    model = LocalModel.load(folder, engine="compiled", threads=1)
-    assert list(model.chat(HELLO, max_tokens=2))  # compiles what this machine has not compiled yet
-    return model
-
-
-@pytest.fixture
-def served(pipeline: Any, serve: Any, tiny: LocalModel) -> Any:
-    pipeline.model = tiny
-    with serve(pipeline) as server:
-        yield server
-        engine = server.services._engine
-        if engine is not None:
-            assert engine.engine.drain(10)
-            engine.engine.engine.kv.check()
-            assert engine.engine.snapshot().pages.used == 0
 
 
 def chat(server: Any, **body: Any) -> httpx.Response:
@@ -136,7 +117,7 @@ def test_biases_and_penalties_reach_the_sampler(served: Any, tiny: LocalModel) -
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"min_p": 1.5}, "min_p"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"windlass": {"k": 3}}, "windlass.k"),
         ({"windlass": {"cach": "off"}}, "windlass.cach"),
         ({"max_tokens": 600}, "messages"),
@@ -178,6 +159,25 @@ def test_echo_and_logprobs_of_raw_prompts(served: Any) -> None:
     assert chances["text_offset"][0] == 0 and chances["text_offset"] == sorted(chances["text_offset"])
 
 
+@pytest.mark.parametrize("made", [0, 5])
+def test_an_echoed_prompt_is_rated(served: Any, tiny: LocalModel, made: int) -> None:
+    """What a full forward pass of prompt and answer says about each token, the first apart; longer than a step."""
+    text = "all the ships that lie at the quay wait for the tide, and the pilots for the ships " * 2
+    prompt = tiny.tokenizer.prompt(text)
+    assert len(prompt) > 64
+    reply = complete(served, prompt=prompt, echo=True, logprobs=2, max_tokens=made, n=2).json()
+    first, second = (choice["logprobs"] for choice in reply["choices"])
+    assert first["token_logprobs"][: len(prompt)] == second["token_logprobs"][: len(prompt)]
+    logits = tiny.decoder.logits(np.array(prompt)).astype(np.float64)
+    exact = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert first["token_logprobs"][0] is None and first["top_logprobs"][0] is None
+    expected = [exact[place - 1, token] for place, token in enumerate(prompt) if place]
+    np.testing.assert_allclose(first["token_logprobs"][1 : len(prompt)], expected, atol=1e-4)
+    # Two tokens may be spelled alike, as the halves of characters are.
+    assert len(first["tokens"]) == len(prompt) + made and all(1 <= len(top) <= 2 for top in first["top_logprobs"][1:])
+    assert first["text_offset"][0] == 0 and "".join(first["tokens"][: len(prompt)]) == tiny.tokenizer.decode(prompt)
+
+
 def test_the_best_of_several(served: Any) -> None:
     options = {"prompt": "hello", "max_tokens": 6, "temperature": 1.5, "seed": 3, "logprobs": 0}
     every = complete(served, n=4, **options).json()["choices"]
@@ -199,7 +199,7 @@ def test_the_best_of_several(served: Any) -> None:
         ({"prompt": "a", "n": 3, "best_of": 2}, "best_of"),
         ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
         ({"prompt": ["a"] * 100, "n": 2}, "n"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+        ({"prompt": "a", "echo": True, "logprobs": 1, "stream": True}, "echo"),
     ],
 )
 def test_raw_prompts_that_are_wrong(served: Any, body: dict[str, Any], param: str) -> None:
@@ -211,13 +211,13 @@ def test_raw_prompts_that_are_wrong(served: Any, body: dict[str, Any], param: st
 def test_a_second_question_finds_the_first_ones_pages(served: Any) -> None:
     long = [{"role": "user", "content": "the same long beginning " * 6}]
     chat(served, messages=long)
-    engine = served.services._engine
-    before = engine.engine.engine.kv.hit_tokens
+    kv = served.services.engine().engine.engine.kv
+    before = kv.hit_tokens
     chat(served, messages=long)
-    assert engine.engine.engine.kv.hit_tokens > before
-    before = engine.engine.engine.kv.hit_tokens
+    assert kv.hit_tokens > before
+    before = kv.hit_tokens
     chat(served, messages=long, windlass={"cache": "off"})
-    assert engine.engine.engine.kv.hit_tokens == before
+    assert kv.hit_tokens == before
     with served.client() as client:
         text = client.get("/metrics").text
     for name in (
@@ -247,20 +247,20 @@ def test_clients_that_vanish_leave_nothing_behind(served: Any) -> None:
         thread.join()
     assert reached.count(b"HTTP/1.1 200 OK") == 50
     end = time.monotonic() + 20
-    while served.services._engine.busy and time.monotonic() < end:
+    while served.services.engine().busy and time.monotonic() < end:
         time.sleep(0.01)
-    assert not served.services._engine.busy
+    assert not served.services.engine().busy
     assert served.services._calls == {}
 
 
-def test_too_many_get_429_and_nothing_breaks(pipeline: Any, serve: Any, tiny: LocalModel) -> None:
-    pipeline.model = tiny
+def test_too_many_get_429_and_nothing_breaks(pipeline: Any, serve: Any, engine_chat: EngineChat) -> None:
+    pipeline.model = engine_chat
     with serve(pipeline, limits=Limits(waiting=2)) as server:
         codes: list[int] = []
         headers: list[str | None] = []
 
         def ask() -> None:
-            reply = chat(server, max_tokens=300)
+            reply = chat(server, max_tokens=60)
             codes.append(reply.status_code)
             if reply.status_code == 429:
                 headers.append(reply.headers.get("retry-after"))
@@ -275,7 +275,57 @@ def test_too_many_get_429_and_nothing_breaks(pipeline: Any, serve: Any, tiny: Lo
         assert chat(server).status_code == 200
 
 
+def test_a_server_that_ends_leaves_the_model_to_its_owner(pipeline: Any, serve: Any, engine_chat: EngineChat) -> None:
+    pipeline.model = engine_chat
+    with serve(pipeline) as server:
+        running = threading.Thread(target=chat, args=(server,), kwargs={"max_tokens": 400, "temperature": 1.0})
+        running.start()
+        while not engine_chat.engine.snapshot().running:
+            time.sleep(0.01)
+        services = server.services
+        services.stop_admission()
+        assert chat(server).status_code == 503
+    running.join(20)
+    assert not engine_chat.engine.engine.busy
+    assert len(list(engine_chat.chat(HELLO, max_tokens=3))) > 0
+
+
 def test_models_that_are_elsewhere_have_no_raw_prompts(server: Any) -> None:
     assert complete(server, prompt="a").json()["error"]["code"] == "feature_unavailable"
     refused = chat(server, n=2)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+
+
+def test_segments_that_were_read_before_are_taken_and_named(served: Any) -> None:
+    texts = ["the first of two passages speaks of ships and harbours", "the second one of ropes, anchors and chains"]
+
+    def ask(cache: str, *order: int) -> dict[str, Any]:
+        content = "\n".join(texts[place] for place in order) + "\nand what of it?"
+        segments = [{"type": "chunk", "text": text} for text in texts]
+        reply = chat(
+            served, messages=[{"role": "user", "content": content}], windlass={"cache": cache, "segments": segments}
+        )
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json())
+
+    assert "windlass" not in ask("chunks", 0, 1)
+    taken = ask("chunks", 1, 0)["windlass"]["approx"]["chunks"]
+    assert taken["reused_tokens"] > 0 and taken["alpha"] > 0
+    assert "windlass" not in ask("exact", 1, 0)
+    assert chat(served, windlass={"segments": [{"type": "page", "text": "x"}]}).status_code == 400
+
+
+def test_a_batch_computes_what_its_lines_share_once(served: Any, engine_chat: EngineChat, tiny: LocalModel) -> None:
+    shared = "of all the ships that lay in the harbour that morning " * 2
+    chats = [[{"role": "user", "content": f"{shared}tell me of number {number}"}] for number in range(9)]
+    lines = [batch_line(f"l{number}", messages=messages, max_tokens=3) for number, messages in enumerate(chats)]
+    before = engine_chat.engine.engine.metrics.computed_tokens
+    with served.client() as client:
+        done = finished(client, start(client, lines)["id"])
+        answers = results(client, done["output_file_id"])
+    computed = engine_chat.engine.engine.metrics.computed_tokens - before
+    assert done["request_counts"] == {"total": 9, "completed": 9, "failed": 0}
+    for number, messages in enumerate(chats):
+        text = answers[f"l{number}"]["body"]["choices"][0]["message"]["content"]
+        assert text == "".join(tiny.chat(messages, max_tokens=3))
+    assert computed < 0.5 * sum(tiny.count_chat(messages) for messages in chats)

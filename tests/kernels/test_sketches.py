@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from windlass.kernels import sketches
 from windlass.kernels.sketches import (
+    BOTTOM,
     bottom_hashes,
-    bottoms_fit,
+    bottom_misses,
+    count_held,
     count_members,
     estimate_distinct,
     fill_registers,
@@ -93,9 +95,11 @@ def test_bottoms_never_rule_out_a_contained_column(parent: int, child: int, rand
     others = rng.integers(0, 2**64, 600, np.uint64)
     bottoms = [bottom_hashes(part) for part in (values, some, others)]
     offsets = np.concatenate([[0], np.cumsum([len(bottom) for bottom in bottoms])])
-    out = np.empty(2, np.bool_)
-    bottoms_fit(np.concatenate(bottoms), offsets, np.array([1, 2]), np.array([0, 0]), out)
-    assert out.tolist() == [True, False]
+    compared, missing = np.empty(2, np.int64), np.empty(2, np.int64)
+    bottom_misses(np.concatenate(bottoms), offsets, np.array([1, 2]), np.array([0, 0]), compared, missing)
+    assert missing[0] == 0 and missing[1] == compared[1] > 0
+    if len(values) < BOTTOM:
+        assert compared.tolist() == [len(some), BOTTOM]
 
 
 @settings(deadline=None)
@@ -119,3 +123,10 @@ def test_quantiles_of_many_merged_values_are_within_three_per_cent_of_rank() -> 
     shares = np.linspace(0, 1, 11)
     ranks = np.searchsorted(np.sort(everything), quantiles(sketch, shares)) / len(everything)
     assert np.abs(ranks - shares).max() < 0.03
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=40), st.lists(st.integers(0, 12), max_size=40))
+def test_cells_that_another_column_has(cells: list[int], others: list[int]) -> None:
+    left, right = (np.array(values, np.uint64) for values in (cells, others))
+    assert count_held(left, right) == sum(value in others for value in cells)

@@ -270,3 +270,19 @@ def _fill_more(workspace: Workspace, texts: Sequence[str]) -> None:
 def _words_size(workspace: Workspace) -> int:
     with workspace.reading() as connection:
         return int(connection.execute("SELECT sum(length(block)) FROM lexical_data").fetchone()[0])
+
+
+def test_an_index_of_another_encoder_is_said_aloud(tmp_path: Path) -> None:
+    class OtherEncoder(HashEncoder):
+        fingerprint = "another-encoder"
+
+    (tmp_path / "a.txt").write_text("The harbour master signs.")
+    with Pipeline.open(tmp_path, encoder=HashEncoder(), model=None) as pipeline:
+        pipeline.index()
+        assert pipeline.notices == ()
+    with Pipeline.open(tmp_path, encoder=OtherEncoder(), model=None) as pipeline:
+        assert [hit.passage.source for hit in pipeline.search("harbour master", 3)] == ["a.txt"]
+        [notice] = pipeline.notices
+        assert "another model" in notice and "`windlass up`" in notice
+        pipeline.index()
+        assert pipeline.notices == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 from windlass.serving.engine import Engine, EngineConfig
 from windlass.serving.executor import ScriptedExecutor
@@ -33,6 +34,8 @@ def scripted_engine(
 
 def request(name: str, prompt: int | Sequence[int], max_tokens: int = 4, **fields: Any) -> Request:
     """A request; a number stands for a prompt of so many tokens that nobody else has."""
-    tokens = [hash((name, place)) % 30_000 for place in range(prompt)] if isinstance(prompt, int) else prompt
+    tokens = (
+        [crc32(f"{name} {place}".encode()) % 30_000 for place in range(prompt)] if isinstance(prompt, int) else prompt
+    )
     params = SamplingParams(max_tokens=max_tokens, **fields.pop("params", {}))
     return Request(name, tokens_of(tokens), params, **fields)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from windlass.app.lift import lift
-from windlass.app.terminal import TerminalProgress
+from windlass.app.terminal import TerminalProgress, print_notices
 from windlass.core.errors import WorkspaceLocked
 from windlass.core.workspace import Workspace
 from windlass.retrieval.pipeline import Pipeline
@@ -31,10 +31,9 @@ def ready(folder: Path, *, offline: bool = False, quiet: bool = False) -> Iterat
         except WorkspaceLocked as error:
             if is_new:
                 raise
-            print(f"note: {error}", file=sys.stderr)
+            print_notices([str(error)])
         else:
-            for notice in report.notices:
-                print(f"note: {notice}", file=sys.stderr)
+            print_notices(report.notices)
         finally:
             progress.close()
         yield pipeline

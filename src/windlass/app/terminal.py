@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ _TITLES = {
     "shingle": "Cutting texts into word sequences",
     "compare": "Looking for near-copies",
     "join": "Looking for joins",
+    "overlap": "Looking for shared rows",
     "recipes": "Trying recipes",
     "verify": "Verifying",
     "embed": "Embedding passages",
@@ -142,6 +143,7 @@ def print_card(overview: Overview, report: IndexReport | None) -> None:
         for group in overview.duplicates[:_LISTED]:
             add("", f"{printable(group[0])} = {_some([printable(path) for path in group[1:]], 3)}")
     _add_contained(add, overview)
+    _add_overlapping(add, overview)
     _add_near_copies(add, overview)
     _add_joins(add, overview)
     _add_reasons(add, "not readable", [(path, f"{reason}: {text}") for path, reason, text in overview.failed])
@@ -154,8 +156,7 @@ def print_card(overview: Overview, report: IndexReport | None) -> None:
 
 def print_started(started: Started) -> None:
     """Where the server is, and the key when one was just made: it is kept nowhere else."""
-    for notice in started.notices:
-        print(f"note: {notice}", file=sys.stderr)
+    print_notices(started.notices)
     if started.new_key:
         print(f"API key (shown once): {started.new_key}", flush=True)
     print(f"Windlass is at {started.url}  (Ctrl-C stops it)", flush=True)
@@ -183,7 +184,16 @@ def print_answer(answer: Answer) -> None:
     used = f"used {answer.passages_used} of {answer.passages_found} passages, " if answer.passages_found else ""
     seconds = answer.timings.get("search", 0.0) + answer.timings.get("answer", 0.0)
     console.print(f"\n{used}{_MODES.get(answer.mode, answer.mode)}, {seconds:.2f} s", style="dim")
-    for notice in answer.notices:
+    chunks = answer.approximations.get("chunks")
+    if chunks is not None:
+        reused, repaired = int(chunks["reused_tokens"]), int(chunks["repaired_tokens"])
+        console.print(f"approximate: {reused} tokens of passages read before, {repaired} of them repaired", style="dim")
+    print_notices(answer.notices)
+
+
+def print_notices(notices: Iterable[str]) -> None:
+    """What a reader should know, beside the output and not in it."""
+    for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
 
 
@@ -287,6 +297,15 @@ def _add_contained(add: Callable[[str, str], None], overview: Overview) -> None:
         add("", f"{printable(table.child_file)}: {rows} {printable(table.parent_file)} ({table.parent_rows:,})")
     if len(overview.contained) > _LISTED:
         add("", f"and {len(overview.contained) - _LISTED} more")
+
+
+def _add_overlapping(add: Callable[[str, str], None], overview: Overview) -> None:
+    for number, table in enumerate(overview.overlapping[:_LISTED]):
+        title = f"{len(overview.overlapping)} tables share rows" if number == 0 else ""
+        called = f" ({_some([f'{a} is {b} there' for a, b in table.renamed.items()], 2)})" if table.renamed else ""
+        add(title, f"{table.share:.0%} of {printable(table.child_file)} is in {printable(table.parent_file)}{called}")
+    if len(overview.overlapping) > _LISTED:
+        add("", f"and {len(overview.overlapping) - _LISTED} more")
 
 
 def _add_near_copies(add: Callable[[str, str], None], overview: Overview) -> None:

@@ -135,27 +135,42 @@ def compare(
         ValueError: fewer than three repeats.
         Cancelled: `progress` was cancelled between two runs.
     """
+    sides = {"ours": ours} if peer is None else {"ours": ours, "peer": peer}
+    timings = take_turns(sides, repeats=repeats, warm_up=warm_up, progress=progress)
+    return Comparison(timings["ours"], timings.get("peer"))
+
+
+def take_turns(
+    sides: dict[str, Callable[[], object]],
+    *,
+    repeats: int = 3,
+    warm_up: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Timing]:
+    """As `compare`, for any number of ways: each round runs all of them, in turn forwards and backwards.
+
+    Raises:
+        ValueError: fewer than three repeats.
+        Cancelled: `progress` was cancelled between two runs.
+    """
     if repeats < 3:
         raise ValueError(f"{repeats} repeats have no median worth reporting: at least 3")
-    sides = [ours] if peer is None else [ours, peer]
-    wall: list[list[float]] = [[] for _ in sides]
-    cpu: list[list[float]] = [[] for _ in sides]
-    results: list[object] = [None] * len(sides)
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    results: dict[str, object] = {}
     watched = progress if progress is not None else Silent()
     if warm_up:
-        for side in sides:
+        for side in sides.values():
             check_cancelled(watched)
             side()
     for repeat in range(repeats):
-        order = range(len(sides)) if repeat % 2 == 0 else reversed(range(len(sides)))
-        for index in order:
+        for name in sides if repeat % 2 == 0 else reversed(sides):
             check_cancelled(watched)
             cpu_before, wall_before = _cpu_seconds(), time.perf_counter()
-            results[index] = sides[index]()
-            wall[index].append(time.perf_counter() - wall_before)
-            cpu[index].append(_cpu_seconds() - cpu_before)
-    timings = [Timing(tuple(w), tuple(c), r) for w, c, r in zip(wall, cpu, results, strict=True)]
-    return Comparison(timings[0], timings[1] if peer is not None else None)
+            results[name] = sides[name]()
+            wall[name].append(time.perf_counter() - wall_before)
+            cpu[name].append(_cpu_seconds() - cpu_before)
+    return {name: Timing(tuple(wall[name]), tuple(cpu[name]), results[name]) for name in sides}
 
 
 def peer_module(name: str) -> ModuleType | None:

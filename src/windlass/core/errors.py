@@ -35,10 +35,26 @@ class UsageError(WindlassError):
     http_status = 400
 
 
+class DataError(UsageError, ValueError):
+    """An array or table has a shape or values that cannot be worked with; also a `ValueError`."""
+
+
+class DataTypeError(UsageError, TypeError):
+    """An array or table is of a kind that cannot be worked with; also a `TypeError`."""
+
+
+class NotFitted(UsageError, ValueError, AttributeError):
+    """Something was asked of an estimator that has not seen any data yet."""
+
+
 class NotFound(UsageError):
     """A folder, file, model, system or passage that was named does not exist."""
 
     http_status = 404
+
+
+class DataMissing(NotFound):
+    """Data that only a benchmark needs is not on this machine."""
 
 
 class WorkspaceError(WindlassError):
@@ -130,6 +146,16 @@ class PoolExhausted(WindlassError):
     """The memory for keys and values, or for adapters, has no page left that may be taken."""
 
     http_status = 503
+
+
+class AdapterError(UsageError):
+    """An adapter cannot be used: its files are broken, or it belongs to another model."""
+
+
+class AdapterNotFound(AdapterError):
+    """No adapter of that name is registered, or none that this caller may use."""
+
+    http_status = 404
 
 
 class QueueFull(Busy):

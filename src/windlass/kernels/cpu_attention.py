@@ -14,8 +14,9 @@ import numpy as np
 from numba import types
 
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     div_float,
     exp2_float,
@@ -37,8 +38,6 @@ from windlass.kernels.simd import (
     zero_float,
 )
 
-CHUNK = 256
-"""Slots of a context whose scores are kept at once."""
 RUNS_AHEAD = 2
 """Runs whose memory is asked for before they are needed."""
 
@@ -112,9 +111,12 @@ def _score_rows(
 @inlined
 def _blend_rows(
     scores: Any, s0: int, s1: int, s2: int, rows: int, size: int, data: Any, value_at: int, out: Any, o0: int, o1: int,
-    o2: int,
+    o2: int, ahead: int,
 ) -> None:  # fmt: skip
-    """Add `rows` values, weighted by the scores of three heads, to three outputs."""
+    """Add `rows` values, weighted by the scores of three heads, to three outputs; ask for as many from `ahead`.
+
+    A line at a time beside the sums: a burst of requests fills the queue to memory, and all loads behind it wait.
+    """
     wide = size // (4 * LANES) * (4 * LANES)
     for i in range(0, wide, 4 * LANES):
         j, k, m = i + LANES, i + 2 * LANES, i + 3 * LANES
@@ -138,6 +140,7 @@ def _blend_rows(
         )
         for row in range(rows):
             at = value_at + row * size
+            prefetch(data, ahead + row * size + i)
             a, b, c = repeat(scores, s0 + row), repeat(scores, s1 + row), repeat(scores, s2 + row)
             value = load_half(data, at + i)
             a0, b0, c0 = fma(a, value, a0), fma(b, value, b0), fma(c, value, c0)
@@ -194,30 +197,14 @@ def _fetch_rows(data: Any, at: int, elements: int) -> None:
         prefetch(data, at + i)
 
 
-@compiled
-def attend(
+@inlined
+def _score_chunk(
     q: Any, q_at: int, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
-    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
-    scores: Any, out: Any, out_at: int,
+    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, first: int, stop: int, begin: int, end: int,
+    scores: Any,
 ) -> None:  # fmt: skip
-    """Attention of neighbouring key heads' groups of query heads over slots `begin` to `end` of a context, at most 256.
-
-    The key heads of a run lie side by side, so memory is read in long pieces; three query heads share each key and
-    value that is read, missing ones repeat the last. Memory of the next runs is asked for while one is worked on,
-    since the processor cannot guess where the next page is.
-
-    Args:
-        q: float32 queries `[key_heads, group, size]` from `q_at`, times log2(e) / sqrt(size).
-        data: uint16, the pool, flat; keys of the first head are `key_at` behind a page's beginning, of the next
-            `head_stride` further.
-        pages, starts, begins, lengths: the runs of all contexts; `begins` counts slots from the context's start.
-        low, high: the runs of this context.
-        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
-        out: float32 from `out_at`, for each key head: sums of weighted values `[group, size]`, then for each query
-            head the largest score and the sum of weights.
-    """
-    room, unit = CHUNK + 16, group * (size + 2)
-    first, stop = _runs_between(begins, low, high, begin, end)
+    """Products of all queries with the keys of slots `begin` to `end`, which runs `first` to `stop` hold."""
+    room = CHUNK + 16
     for run in range(first, stop):
         skip = max(begin - begins[run], 0)
         rows = min(end - begins[run], lengths[run]) - skip
@@ -242,6 +229,36 @@ def attend(
                         q, q0 + member * size, q0 + second * size, q0 + third * size, size, data, k0, k1, k2, k3,
                         scores, place + row + member * room, place + row + second * room, place + row + third * room,
                     )  # fmt: skip
+
+
+@compiled
+def attend(
+    q: Any, q_at: int, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
+    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
+    scores: Any, out: Any, out_at: int,
+) -> None:  # fmt: skip
+    """Attention of neighbouring key heads' groups of query heads over slots `begin` to `end` of a context, at most 256.
+
+    The key heads of a run lie side by side, so memory is read in long pieces; three query heads share each key and
+    value that is read, missing ones repeat the last. Memory of the next runs is asked for while one is worked on,
+    since the processor cannot guess where the next page is.
+
+    Args:
+        q: float32 queries `[key_heads, group, size]` from `q_at`, times log2(e) / sqrt(size).
+        data: uint16, the pool, flat; keys of the first head are `key_at` behind a page's beginning, of the next
+            `head_stride` further.
+        pages, starts, begins, lengths: the runs of all contexts; `begins` counts slots from the context's start.
+        low, high: the runs of this context.
+        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
+        out: float32 from `out_at`, for each key head: sums of weighted values `[group, size]`, then for each query
+            head the largest score and the sum of weights.
+    """
+    room, unit = CHUNK + 16, group * (size + 2)
+    first, stop = _runs_between(begins, low, high, begin, end)
+    _score_chunk(
+        q, q_at, key_heads, group, size, data, key_at, value_at, head_stride, page_elements, pages, starts, begins,
+        lengths, first, stop, begin, end, scores,
+    )  # fmt: skip
     for head in range(key_heads):
         at = out_at + head * unit
         for i in range(0, group * size, LANES):
@@ -257,12 +274,12 @@ def attend(
         for head in range(key_heads):
             values = base + value_at + head * head_stride
             place, at = head * group * room + begins[run] + skip - begin, out_at + head * unit
-            _fetch_rows(data, ahead + head * head_stride, rows * size)
+            coming_values = ahead + head * head_stride
             for member in range(0, group, 3):
                 second, third = min(member + 1, group - 1), min(member + 2, group - 1)
                 _blend_rows(
                     scores, place + member * room, place + second * room, place + third * room, rows, size, data,
-                    values, out, at + member * size, at + second * size, at + third * size,
+                    values, out, at + member * size, at + second * size, at + third * size, coming_values,
                 )  # fmt: skip
 
 
@@ -280,6 +297,57 @@ def _runs_between(begins: Any, low: int, high: int, begin: int, end: int) -> tup
     while stop < high and begins[stop] < end:
         stop += 1
     return first, stop
+
+
+@compiled
+def attention_mass(
+    q: Any, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
+    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
+    bounds: Any, bound_low: int, bound_high: int, scores: Any, share: float, out: Any, out_at: int,
+) -> None:  # fmt: skip
+    """How much of a token's attention each stretch of its context gets, summed over the heads.
+
+    Args:
+        q, data, ..., high: As in `attend`; `q` begins with this token's queries.
+        begin, end: The slots that the token sees.
+        bounds: Stretch `i` of this context ends before slot `bounds[bound_low + i]`, where the next one begins; the
+            first begins at slot 0, and the last ends at `end` or behind it.
+        share: What the attention of one head counts.
+        out: float32 from `out_at`, one for each stretch; added to.
+    """
+    heads, stretches, room = key_heads * group, bound_high - bound_low, CHUNK + 16
+    sums, tops, pair = np.zeros((heads, stretches), np.float32), np.empty(heads, np.float32), np.empty(2, np.float32)
+    tops[:] = -np.inf
+    for chunk in range(begin // CHUNK, (end + CHUNK - 1) // CHUNK):
+        from_, to = max(begin, chunk * CHUNK), min(end, (chunk + 1) * CHUNK)
+        first, stop = _runs_between(begins, low, high, from_, to)
+        _score_chunk(
+            q, 0, key_heads, group, size, data, key_at, value_at, head_stride, page_elements, pages, starts, begins,
+            lengths, first, stop, from_, to, scores,
+        )  # fmt: skip
+        for head in range(heads):
+            _soften(scores, head * room, to - from_, pair, 0)
+            weight = np.float32(1)
+            if pair[0] > tops[head]:
+                fade = np.float32(2.0 ** (tops[head] - pair[0]))
+                for stretch in range(stretches):
+                    sums[head, stretch] *= fade
+                tops[head] = pair[0]
+            else:
+                weight = np.float32(2.0 ** (pair[0] - tops[head]))
+            at = from_
+            for stretch in range(stretches):
+                total = np.float32(0)
+                while at < min(to, bounds[bound_low + stretch]):
+                    total += scores[head * room + at - from_]
+                    at += 1
+                sums[head, stretch] += weight * total
+    for head in range(heads):
+        whole = np.float32(0)
+        for stretch in range(stretches):
+            whole += sums[head, stretch]
+        for stretch in range(stretches):
+            out[out_at + stretch] += np.float32(share) * sums[head, stretch] / whole
 
 
 @inlined
@@ -343,3 +411,11 @@ ATTEND = Compiled(
     ),
 )
 call_attend = caller(ATTEND.signature)
+MASS = Compiled(
+    attention_mass,
+    types.void(
+        _F32, _INT, _INT, _INT, _U16, _INT, _INT, _INT, _INT, _I64, _I64, _I64, _I64, _INT, _INT, _INT, _INT, _I64,
+        _INT, _INT, _F32, types.float64, _F32, _INT,
+    ),
+)  # fmt: skip
+call_mass = caller(MASS.signature)

@@ -1,6 +1,7 @@
 """Take away files that others can rebuild, keep the proof, and bring them back: nothing is ever lost on the way.
 
-A plan names files that can go: exact copies, and tables contained in others. For each there is a recipe that has
+A plan names files that can go: exact copies, tables contained in others, and tables that share most of their rows with
+another. For each there is a recipe that has
 given the file's bytes from a file that stays. `apply_plan` checks every hash and every recipe again before anything
 moves, then moves each file into `.windlass/trash/reclaimed`, its recipe written first; `empty_trash` deletes from
 there only what the recipe still gives, to the byte; `restore` brings a file back from the trash or by its recipe.
@@ -13,10 +14,9 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from windlass.core.errors import NotFound, ReadError, UsageError, WindlassError
 from windlass.core.paths import to_os
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.core.workspace import Workspace
+from windlass.lake.parquet_recipes import parquet_recipe, same_rows
 from windlass.lake.recipes import (
-    TABLE_KINDS,
     RecipeError,
     TextTable,
     copy_recipe,
@@ -36,21 +36,14 @@ from windlass.lake.recipes import (
     rebuild,
     rows_recipe,
 )
+from windlass.lake.reclaim_proposals import CatalogFile, catalog_files, proposals_of
 from windlass.lake.retention import PRICES, Prices, Rebuild, RetentionPlan, plan_retention
-from windlass.lake.scan import Catalog
 from windlass.lake.walk import hash_file
 
 _FORMAT = 1
 _FOLDER = "reclaimed"
 _RECIPE, _DATA = ".json", ".data"
-_TRIED_PARENTS = 3
 _LARGEST_RECIPE_SHARE = 0.5
-# What people call the copy and not the original, in names of files and folders.
-_SPARE = re.compile(
-    r"(?<![a-z])(?:copy|copies|kopie|copia|archived?|archives|old|backups?|bak|tmp|temp|attachments?|downloads?|trash)"
-    r"(?![a-z])|\(\d+\)|~",
-    re.IGNORECASE,
-)
 
 
 class StalePlan(WindlassError):
@@ -95,7 +88,10 @@ class ReclaimPlan:
 
 @dataclass(frozen=True)
 class Reclaimed:
-    """A file that was taken away. `in_trash` says that its bytes still lie in the trash."""
+    """A file that was taken away.
+
+    `in_trash` says that its bytes still lie in the trash; `exact`, of a file that was restored, that it has its bytes.
+    """
 
     path: str
     parent: str
@@ -104,6 +100,7 @@ class Reclaimed:
     parent_hash: str
     in_trash: bool
     name: str
+    exact: bool = True
 
 
 def plan_reclaim(
@@ -129,22 +126,22 @@ def plan_reclaim(
         Cancelled: Stopped through `progress`.
     """
     progress = progress or Silent()
-    files = _files(workspace)
+    files = catalog_files(workspace)
     for path in (*only, *pin):
         if path not in files:
             raise NotFound(f"no file {path} in {workspace.folder}", hint="paths are relative to the folder")
     stay = {*pin, *_needed(workspace, files)}
     if only:
         stay |= files.keys() - set(only)
-    proposals = [pair for pair in _proposals(workspace, files) if pair[0] not in stay]
+    proposals = [proposal for proposal in proposals_of(workspace, files) if proposal.child not in stay]
     removals: dict[tuple[str, str], Removal] = {}
     progress.start("recipes", len(proposals), "files")
     tables: dict[str, TextTable | None] = {}
-    for child, parent, why in proposals:
+    for child, parent, why, names in proposals:
         check_cancelled(progress)
         progress.advance("recipes", detail=child)
-        recipe = _recipe(workspace, files[child], files[parent], tables)
-        if recipe is None:
+        recipe = _recipe(workspace, files[child], files[parent], names, tables)
+        if recipe is None or (child, parent) in removals:
             continue
         size = len(_manifest_bytes(recipe))
         if size <= _LARGEST_RECIPE_SHARE * files[child].size or recipe["kind"] == "copy":
@@ -212,6 +209,9 @@ def finish_interrupted(workspace: Workspace) -> None:
 def restore(workspace: Workspace, path: str) -> Reclaimed:
     """Bring a file back, bit-identical, to where it was. Needs the workspace's lock.
 
+    A Parquet file that is rebuilt by another version of pyarrow than wrote it may have other bytes: then its rows,
+    columns and types are the same, and `exact` of what is returned is False.
+
     Raises:
         NotFound: It was not reclaimed.
         UsageError: Another file stands in its place.
@@ -231,7 +231,9 @@ def restore(workspace: Workspace, path: str) -> Reclaimed:
     if entry.in_trash and _hash_of(data) == entry.content_hash:
         storage.move_file(data, target)
     else:
-        storage.write_atomic(target, _rebuilt(workspace, content))
+        made = _rebuilt(workspace, content, exact=False)
+        entry = replace(entry, exact=digest(made) == entry.content_hash)
+        storage.write_atomic(target, made)
         os.chmod(target, content["mode"])
         os.utime(target, ns=(content["mtime_ns"], content["mtime_ns"]))
         _remove(data)
@@ -267,24 +269,7 @@ def empty_trash(
     return deleted, kept
 
 
-@dataclass(frozen=True)
-class _File:
-    path: str
-    size: int
-    content_hash: str
-    kind: str
-    inode: int
-
-
-def _files(workspace: Workspace) -> dict[str, _File]:
-    with workspace.reading() as connection:
-        rows = connection.execute(
-            "SELECT path, size, content_hash, coalesce(kind, ''), inode FROM files WHERE content_hash IS NOT NULL"
-        )
-        return {row[0]: _File(*row) for row in rows}
-
-
-def _needed(workspace: Workspace, files: dict[str, _File]) -> set[str]:
+def _needed(workspace: Workspace, files: dict[str, CatalogFile]) -> set[str]:
     """Files that earlier removals are rebuilt from, wherever their content stands by now: they must not go."""
     by_hash: dict[str, list[str]] = defaultdict(list)
     for entry in files.values():
@@ -297,45 +282,18 @@ def _needed(workspace: Workspace, files: dict[str, _File]) -> set[str]:
     return found
 
 
-def _proposals(workspace: Workspace, files: dict[str, _File]) -> list[tuple[str, str, str]]:
-    """(child, parent, why): copies of the file in front, and contained tables with their smallest parents."""
-    found: list[tuple[str, str, str]] = []
-    for group in Catalog(workspace).duplicates():
-        kept = min(group, key=lambda path: (len(_SPARE.findall(path)), len(path), path))
-        # Two names of one file on the disk: taking one away would free nothing.
-        others = [copy for copy in group if copy in files and files[copy].inode != files[kept].inode]
-        found += [(copy, kept, f"same content as {kept}") for copy in others]
-    with workspace.reading() as connection:
-        rows = connection.execute(
-            "SELECT one.document_id, other.document_id, one.rows, other.rows FROM contained"
-            " JOIN tables AS one ON one.id = child JOIN tables AS other ON other.id = parent WHERE NOT trivial"
-            " AND (SELECT count(*) FROM tables WHERE document_id = one.document_id) = 1"
-            " AND (SELECT count(*) FROM tables WHERE document_id = other.document_id) = 1"
-            " ORDER BY other.rows, other.id"
-        ).fetchall()
-        paths: dict[int, list[str]] = defaultdict(list)
-        for path, doc_id in connection.execute("SELECT path, document_id FROM files WHERE document_id IS NOT NULL"):
-            paths[doc_id].append(path)
-    tried: dict[int, int] = defaultdict(int)
-    for child_doc, parent_doc, child_rows, parent_rows in rows:
-        if tried[child_doc] == _TRIED_PARENTS or not paths[child_doc] or not paths[parent_doc]:
-            continue
-        child, parent = (min(paths[doc], key=lambda path: (len(path), path)) for doc in (child_doc, parent_doc))
-        if files[child].kind in ("csv", "tsv") and files[parent].kind in TABLE_KINDS:
-            tried[child_doc] += 1
-            why = f"all {child_rows:,} rows are among the {parent_rows:,} of {parent}"
-            found += [(path, parent, why) for path in paths[child_doc]]
-    return found
-
-
 def _recipe(
-    workspace: Workspace, child: _File, parent: _File, tables: dict[str, TextTable | None]
+    workspace: Workspace,
+    child: CatalogFile,
+    parent: CatalogFile,
+    names: dict[str, str] | None,
+    tables: dict[str, TextTable | None],
 ) -> dict[str, Any] | None:
     """A recipe that has given the child's bytes, None when there is none."""
     if child.content_hash == parent.content_hash:
         return copy_recipe()
 
-    def table(entry: _File) -> TextTable | None:
+    def table(entry: CatalogFile) -> TextTable | None:
         if entry.path not in tables:
             while len(tables) >= 8:
                 tables.pop(next(iter(tables)))
@@ -344,8 +302,11 @@ def _recipe(
 
     try:
         ours, theirs = table(child), table(parent)
-        recipe = None if ours is None or theirs is None else rows_recipe(ours, theirs)
-        if recipe is None or ours is None or theirs is None:
+        if ours is None or theirs is None:
+            return None
+        make = parquet_recipe if child.kind == "parquet" else rows_recipe
+        recipe = make(ours, theirs, names)
+        if recipe is None:
             return None
         made = rebuild(recipe, lambda: theirs, theirs.raw)
     except (ReadError, RecipeError):
@@ -382,8 +343,10 @@ def _check_removal(workspace: Workspace, removal: Removal) -> None:
     _rebuilt(workspace, asdict(removal))
 
 
-def _rebuilt(workspace: Workspace, content: dict[str, Any], *, from_trash: bool = True) -> bytes:
+def _rebuilt(workspace: Workspace, content: dict[str, Any], *, from_trash: bool = True, exact: bool = True) -> bytes:
     """The bytes of a reclaimed file by its recipe, compared with its hash.
+
+    Without `exact`, a Parquet file that another version of pyarrow writes otherwise passes by its rows and types.
 
     Raises:
         RecipeError: The parent is nowhere, or something else comes out.
@@ -395,9 +358,13 @@ def _rebuilt(workspace: Workspace, content: dict[str, Any], *, from_trash: bool 
             hint="put that file back, then run it again",
         )
     table: Callable[[], TextTable | None] = partial(read_table, str(place), content["parent_kind"])
-    made = rebuild(content["recipe"], table, place.read_bytes() if content["recipe"]["kind"] == "copy" else b"")
-    if digest(made) != content["content_hash"]:
-        raise RecipeError(f"the recipe of {content['path']} gives other bytes", hint="keep the file in the trash")
+    recipe = content["recipe"]
+    made = rebuild(recipe, table, place.read_bytes() if recipe["kind"] == "copy" else b"")
+    if digest(made) != content["content_hash"] and not (
+        recipe["kind"] == "parquet" and same_rows(recipe, made) and not exact
+    ):
+        hint = f"it takes the pyarrow of {recipe['writer']}" if "writer" in recipe else "keep the file in the trash"
+        raise RecipeError(f"the recipe of {content['path']} gives other bytes", hint=hint)
     return made
 
 

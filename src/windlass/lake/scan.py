@@ -1,71 +1,39 @@
 """What is in the folder, and what changed since the last look.
 
 An unchanged file is recognised by its stat record alone, as git does it, the racy case included: a file modified
-within two seconds of the previous scan could change again without its times changing, so it is hashed again. All
-else is hashed (BLAKE2b-256) with threads, since hashing releases the interpreter lock. Contents are compared by hash:
-an equal hash under a new name is a rename, several names of one hash are duplicates.
+within two seconds of the previous scan could change again without its times changing, so it is hashed again. Of a
+folder in which nothing changed only a digest of names and stat records is kept, so that a second look costs little
+more than the file system's own answers. All else is hashed (BLAKE2b-256) with threads, since hashing releases the
+interpreter lock. Contents are compared by hash: an equal hash under a new name is a rename, several names of one hash
+are duplicates.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import os
-import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
-from windlass.core.errors import Cancelled, ReadError
+from windlass.core.errors import Cancelled, NotFound, ReadError
 from windlass.core.paths import to_os
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.core.workspace import Workspace, mark_changed
-from windlass.lake.walk import DEFAULT_IGNORE, FileEntry, hash_file, walk
+from windlass.lake.look import looks
+from windlass.lake.scan_update import ScanDelta, Stored, Update
+from windlass.lake.walk import DEFAULT_IGNORE, FileEntry, Rules, Sifted, hash_file, ignore_rules, sift
 
 _RACY_NS = 2_000_000_000
 _COMMIT_EVERY = 1_000
 _COMMIT_SECONDS = 1.0
-
-
-@dataclass
-class ScanDelta:
-    """What a scan found. Paths are relative; every list is sorted.
-
-    Attributes:
-        total: Number of regular files now in the folder.
-        unchanged: How many of them were recognised without reading.
-        hashed: How many were read in full.
-        unreadable: (path, reason word, sentence) of files that are there and cannot be read.
-        skipped: (path, why) of entries that are never read: links, pipes, sockets, devices, unreadable folders.
-        duplicates: Groups of paths with equal content, canonical path (shortest, then first) in front.
-    """
-
-    total: int = 0
-    unchanged: int = 0
-    hashed: int = 0
-    added: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    renamed: list[tuple[str, str]] = field(default_factory=list)
-    unreadable: list[tuple[str, str, str]] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    duplicates: list[list[str]] = field(default_factory=list)
-
-    def sort(self) -> None:
-        """Put every list in path order."""
-        for paths in (self.added, self.changed, self.removed):
-            paths.sort()
-        self.renamed.sort()
-        self.unreadable.sort()
-        self.skipped.sort()
-
-    @property
-    def quiet(self) -> bool:
-        """True when nothing changed."""
-        return not (self.added or self.changed or self.removed or self.renamed)
+_ASKED_FOLDERS = 50
+_LOT_FILES, _LOT_BYTES = 16, 2 << 20
 
 
 class Catalog:
@@ -101,34 +69,97 @@ class Catalog:
         progress = progress or Silent()
         started_ns = time.time_ns()
         delta = ScanDelta()
-        known = self._known()
+        rules = ignore_rules(self._workspace.folder, ignore)
+        known = self._known_folders()
         progress.start("scan", None, "files")
-        found: dict[str, FileEntry] = {}
-        to_hash: list[FileEntry] = []
-        for entry in walk(self._workspace.folder, ignore=ignore, skipped=delta.skipped):
-            check_cancelled(progress)
-            progress.advance("scan")
-            stored = known.get(entry.path)
-            if stored is not None and _same(entry, stored):
-                delta.unchanged += 1
-                found[entry.path] = stored.entry
-            else:
-                to_hash.append(entry)
+        dirty, visited = self._look(rules, known, delta, progress)
         progress.finish("scan")
-        to_hash.sort()  # renames are matched in path order
-        delta.total = delta.unchanged + len(to_hash)
-        missing = {path: row for path, row in known.items() if path not in found}
-        update = _Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns)
-        self._hash_and_store(to_hash, update, threads, progress)
-        gone = [path for path in missing if path not in found]
-        if gone:
-            delta.removed.extend(gone)
-            with self._workspace.transaction() as connection:
-                connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
-                mark_changed(connection)
-        delta.duplicates = _duplicates(found.values())
+        delta.total = delta.unchanged
+        gone = known.keys() - visited
+        if dirty or gone:
+            self._bring_in_line(dirty, gone, delta, started_ns, threads, progress)
+        delta.duplicates = self.duplicates()
         delta.sort()
         return delta
+
+    def _look(
+        self, rules: Rules, known: dict[str, _Folder], delta: ScanDelta, progress: Progress
+    ) -> tuple[dict[str, _Dirty], set[str]]:
+        """Go through all folders: those that are not as they were, and the names of all."""
+        root = os.fsencode(self._workspace.folder)
+        look_into = looks(sum(folder.files for folder in known.values()))
+        dirty: dict[str, _Dirty] = {}
+        visited: set[str] = set()
+        pending = [""]
+        while pending:
+            folder = pending.pop()
+            check_cancelled(progress)
+            try:
+                look = look_into(root + b"/" + to_os(folder) if folder else root, is_root=not folder)
+            except OSError as error:
+                if not folder:
+                    raise NotFound(
+                        f"{self._workspace.folder} cannot be listed any more: {error.strerror}",
+                        hint="what is indexed stays as it is",
+                    ) from error
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    delta.skipped.append((folder, f"folder cannot be read: {error.strerror}"))
+                continue
+            visited.add(folder)
+            digest, before = look.digest(rules.key), known.get(folder)
+            if before is not None and digest is not None and before.digest == digest:
+                delta.unchanged += before.files
+                delta.skipped += before.skipped
+                progress.advance("scan", before.files)
+                inside = before.inside
+            else:
+                sifted = sift(look, folder, rules.ignored)
+                dirty[folder] = _Dirty(digest, sifted)
+                delta.skipped += sifted.skipped
+                progress.advance("scan", len(sifted.files))
+                inside = sifted.folders
+            pending += [f"{folder}/{name}" if folder else name for name in reversed(inside)]
+        check_cancelled(progress)
+        return dirty, visited
+
+    def _bring_in_line(
+        self,
+        dirty: dict[str, _Dirty],
+        gone: Collection[str],
+        delta: ScanDelta,
+        started_ns: int,
+        threads: int,
+        progress: Progress,
+    ) -> None:
+        """Compare the files of changed folders with what is stored, hash what is new, and store it."""
+        known = self._known(dirty.keys() | gone)
+        found: dict[str, FileEntry] = {}
+        to_hash: list[FileEntry] = []
+        for folder in dirty.values():
+            for entry in folder.sifted.files:
+                stored = known.get(entry.path)
+                if stored is not None and _same(entry, stored):
+                    found[entry.path] = stored.entry
+                else:
+                    to_hash.append(entry)
+        delta.unchanged += len(found)
+        to_hash.sort()  # renames are matched in path order
+        delta.total += len(found) + len(to_hash)
+        missing = {path: row for path, row in known.items() if path not in found}
+        update = Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns, [*dirty, *gone])
+        self._hash_and_store(to_hash, update, threads, progress)
+        lost = [path for path in missing if path not in found]
+        delta.removed.extend(lost)
+        with self._workspace.transaction() as connection:
+            update.drop_folders(connection)
+            if lost:
+                connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in lost])
+                mark_changed(connection)
+            failed = {path for path, _, _ in delta.unreadable}
+            connection.executemany(
+                "INSERT OR REPLACE INTO folders VALUES (?, ?, ?, ?, ?)",
+                [_folder_row(path, folder, found, failed, started_ns) for path, folder in dirty.items()],
+            )
 
     def duplicates(self) -> list[list[str]]:
         """Groups of paths with equal content, as of the last scan."""
@@ -139,15 +170,34 @@ class Catalog:
             )
             return _duplicates(FileEntry(path, size, 0, 0, 0, digest) for path, size, digest in rows)
 
-    def _known(self) -> dict[str, _Stored]:
+    def _known_folders(self) -> dict[str, _Folder]:
+        """Folders as the last scan left them; none when the files are not those it left."""
         with self._workspace.reading() as connection:
-            rows = connection.execute(
-                "SELECT path, size, mtime_ns, ctime_ns, inode, coalesce(content_hash, ''), scanned_ns, state = 'failed'"
-                " FROM files"
-            )
-            return {row[0]: _Stored(FileEntry(*row[:6]), row[6], bool(row[7])) for row in rows}
+            rows = connection.execute("SELECT path, digest, files, inside, skipped FROM folders").fetchall()
+            files = connection.execute("SELECT count(*) FROM files").fetchone()[0]
+        if sum(row[2] for row in rows) != files:
+            return dict.fromkeys((row[0] for row in rows), _Folder(None, 0, [], []))
+        return {
+            row[0]: _Folder(row[1], row[2], _names(row[3]), [(path, why) for path, why in _names(row[4])])
+            for row in rows
+        }
 
-    def _hash_and_store(self, entries: list[FileEntry], update: _Update, threads: int, progress: Progress) -> None:
+    def _known(self, folders: Collection[str]) -> dict[str, Stored]:
+        """What is stored of the files that stand directly in some folders."""
+        columns = "path, size, mtime_ns, ctime_ns, inode, coalesce(content_hash, ''), scanned_ns, state = 'failed'"
+        rows: list[tuple[Any, ...]] = []
+        with self._workspace.reading() as connection:
+            if "" in folders or len(folders) > _ASKED_FOLDERS:
+                every = connection.execute(f"SELECT {columns} FROM files")
+                rows = [row for row in every if row[0].rpartition("/")[0] in folders]
+            else:
+                for folder in folders:
+                    below = f"SELECT {columns} FROM files WHERE path >= ? AND path < ?"
+                    found = connection.execute(below, (folder + "/", folder + "0"))  # 0 is what follows the slash
+                    rows += [row for row in found if row[0].rpartition("/")[0] == folder]
+        return {row[0]: Stored(FileEntry(*row[:6]), row[6], bool(row[7])) for row in rows}
+
+    def _hash_and_store(self, entries: list[FileEntry], update: Update, threads: int, progress: Progress) -> None:
         folder = os.fsencode(self._workspace.folder)
         stop = threading.Event()
 
@@ -162,12 +212,17 @@ class Catalog:
             except ReadError as error:
                 return error
 
+        def hash_lot(lot: list[FileEntry]) -> list[FileEntry | ReadError]:
+            return [hash_entry(entry) for entry in lot]
+
         progress.start("hash", len(entries), "files")
         pool = ThreadPoolExecutor(threads)
         try:
-            results = zip(entries, pool.map(hash_entry, entries), strict=True)
+            # Handing over a small file takes as long as hashing it.
+            results = zip(entries, chain.from_iterable(pool.map(hash_lot, _lots(entries))), strict=True)
             for batch in _batches(results, progress):
                 with self._workspace.transaction() as connection:
+                    update.drop_folders(connection)
                     for before, result in batch:
                         update.store(connection, before, result)
                     if update.pop_news():
@@ -176,6 +231,20 @@ class Catalog:
             stop.set()  # a file of many gigabytes must not hold up Ctrl-C
             pool.shutdown(cancel_futures=True)
         progress.finish("hash")
+
+
+def _lots(entries: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
+    """The files in runs of a few, fewer where they are large."""
+    lot: list[FileEntry] = []
+    size = 0
+    for entry in entries:
+        lot.append(entry)
+        size += entry.size
+        if len(lot) == _LOT_FILES or size > _LOT_BYTES:
+            yield lot
+            lot, size = [], 0
+    if lot:
+        yield lot
 
 
 def _batches(
@@ -195,115 +264,43 @@ def _batches(
         yield batch
 
 
-class _Update:
-    """Compares what was hashed with what was known, and writes what follows: rows, and the delta."""
+class _Folder(NamedTuple):
+    """A folder as the last scan left it: a row of `folders`."""
 
-    def __init__(
-        self,
-        delta: ScanDelta,
-        found: dict[str, FileEntry],
-        missing: dict[str, _Stored],
-        here: set[str],
-        started_ns: int,
-    ) -> None:
-        self._delta = delta
-        self._found = found
-        self._missing = missing
-        self._started_ns = started_ns
-        self._news = False
-        self._gone_by_hash: dict[str, list[str]] = defaultdict(list)
-        for path in sorted(missing.keys() - here, reverse=True):
-            if missing[path].entry.content_hash:
-                self._gone_by_hash[missing[path].entry.content_hash].append(path)
-
-    def pop_news(self) -> bool:
-        """True when anything that was stored since the last call changes what can be found."""
-        news, self._news = self._news, False
-        return news
-
-    def store(self, connection: sqlite3.Connection, before: FileEntry, result: FileEntry | ReadError) -> None:
-        if isinstance(result, ReadError):
-            self._store_failure(connection, before, result)
-            return
-        delta, stored = self._delta, self._missing.get(result.path)
-        delta.hashed += 1
-        self._found[result.path] = result
-        if stored is not None and stored.entry.content_hash == result.content_hash:
-            _touch_row(connection, result, self._started_ns)
-            return
-        self._news = True
-        if stored is not None:
-            delta.changed.append(result.path)
-            _write_row(connection, result, self._started_ns, state="seen")
-        elif self._gone_by_hash.get(result.content_hash):
-            old = self._gone_by_hash[result.content_hash].pop()
-            delta.renamed.append((old, result.path))
-            _rename_row(connection, self._missing.pop(old), result, self._started_ns)
-        else:
-            delta.added.append(result.path)
-            _write_row(connection, result, self._started_ns, state="seen")
-
-    def _store_failure(self, connection: sqlite3.Connection, before: FileEntry, error: ReadError) -> None:
-        if error.reason == "gone":
-            self._delta.total -= 1
-            return
-        stored = self._missing.get(before.path)
-        self._news |= stored is None or bool(stored.entry.content_hash)
-        self._delta.unreadable.append((before.path, error.reason, error.what))
-        self._found[before.path] = before
-        # scanned_ns 0 makes the stat match untrusted: the file is tried again at every scan.
-        _write_row(connection, before, 0, state="failed", reason=error.reason, message=str(error))
+    digest: bytes | None
+    files: int
+    inside: list[str]
+    skipped: list[tuple[str, str]]
 
 
-class _Stored(NamedTuple):
-    entry: FileEntry
-    scanned_ns: int
-    failed: bool
+class _Dirty(NamedTuple):
+    """A folder that is new, or not as it was."""
+
+    digest: bytes | None
+    sifted: Sifted
 
 
-def _same(entry: FileEntry, stored: _Stored) -> bool:
+def _folder_row(
+    path: str, folder: _Dirty, found: dict[str, FileEntry], failed: Collection[str], started_ns: int
+) -> tuple[object, ...]:
+    files = [entry for entry in folder.sifted.files if entry.path in found]
+    # A file that could change again without its times changing, or was not read, is looked at again next time.
+    settled = len(files) == len(folder.sifted.files) and not any(
+        entry.path in failed or max(entry.mtime_ns, entry.ctime_ns) >= started_ns - _RACY_NS for entry in files
+    )
+    inside, skipped = json.dumps(folder.sifted.folders), json.dumps(folder.sifted.skipped)
+    return path, folder.digest if settled else None, len(files), inside, skipped
+
+
+def _names(text: str) -> list[Any]:
+    """A list of JSON; most of them are empty."""
+    return [] if text == "[]" else list(json.loads(text))
+
+
+def _same(entry: FileEntry, stored: Stored) -> bool:
     # Both times: the first can be set by anybody, the second is not everywhere the time of the last change.
     newest = max(stored.entry.mtime_ns, stored.entry.ctime_ns)
     return entry[1:5] == stored.entry[1:5] and newest < stored.scanned_ns - _RACY_NS
-
-
-def _write_row(
-    connection: sqlite3.Connection,
-    entry: FileEntry,
-    scanned_ns: int,
-    *,
-    state: str,
-    reason: str | None = None,
-    message: str | None = None,
-) -> None:
-    connection.execute(
-        "INSERT INTO files (path, size, mtime_ns, ctime_ns, inode, content_hash, scanned_ns, state, reason, message)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET size = excluded.size,"
-        " mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, inode = excluded.inode,"
-        " content_hash = excluded.content_hash, scanned_ns = excluded.scanned_ns, kind = NULL,"
-        " state = excluded.state, reason = excluded.reason, message = excluded.message, document_id = NULL",
-        (*entry[:5], entry.content_hash or None, scanned_ns, state, reason, message),
-    )
-
-
-def _touch_row(connection: sqlite3.Connection, entry: FileEntry, scanned_ns: int) -> None:
-    connection.execute(
-        "UPDATE files SET size = ?, mtime_ns = ?, ctime_ns = ?, inode = ?, scanned_ns = ? WHERE path = ?",
-        (*entry[1:5], scanned_ns, entry.path),
-    )
-
-
-def _rename_row(connection: sqlite3.Connection, stored: _Stored, entry: FileEntry, scanned_ns: int) -> None:
-    old = stored.entry.path
-    # The ending decides how a file is read; and what failed under the old name says so in its message.
-    if stored.failed or Path(old).suffix != Path(entry.path).suffix:
-        connection.execute("DELETE FROM files WHERE path = ?", (old,))
-        _write_row(connection, entry, scanned_ns, state="seen")
-        return
-    connection.execute(
-        "UPDATE files SET path = ?, size = ?, mtime_ns = ?, ctime_ns = ?, inode = ?, scanned_ns = ? WHERE path = ?",
-        (entry.path, *entry[1:5], scanned_ns, old),
-    )
 
 
 def _duplicates(entries: Iterable[FileEntry]) -> list[list[str]]:

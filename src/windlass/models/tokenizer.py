@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
+import numpy as np
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
@@ -56,11 +57,35 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF_CHARACTER = _byte_alphabet()
 
 
+class Pieces(Sequence[str]):
+    """Strings in one stretch of memory: a list of fifty thousand takes eight times as much."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        encoded = [piece.encode("utf-8", "surrogatepass") for piece in pieces]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        return self._text[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Token pieces by id, and which of them are control tokens. `byte_level` tells how pieces spell bytes."""
 
-    pieces: list[str]
+    pieces: Pieces
     control: frozenset[int]
     literal: frozenset[int]
     byte_level: bool
@@ -182,50 +207,85 @@ class Tokenizer:
             UsageError: a message lacks a role or content, or the template refuses the conversation.
             ModelError: the template is broken or takes too long.
         """
+        return [token for tokens, _ in self.chat_pieces(messages) for token in tokens]
+
+    def chat_pieces(
+        self, messages: Sequence[Mapping[str, str]], texts: Sequence[str] = ()
+    ) -> list[tuple[list[int], int | None]]:
+        """As `chat`, cut where `texts` stand: token ids of each piece, and which of the texts it is.
+
+        Each piece is tokenized by itself, so a text has the same tokens wherever it stands. A text that the messages do
+        not hold, or that the template changed, is not found.
+
+        Raises:
+            UsageError, ModelError: as `chat`.
+        """
         for index, message in enumerate(messages):
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise UsageError(f"message {index} needs a role and a content, both text")
         if not messages:
             raise UsageError("a chat needs at least one message")
-        if self.template is None:
-            turns = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
-            return self.prompt(f"{turns}\n\nAssistant:")
-        marks = _Marks(self._controls)
+        marks = _Marks(self._controls, texts)
         hidden = [
-            {**message, "role": marks.hide(message["role"]), "content": marks.hide(message["content"])}
+            {**message, "role": marks.hide(message["role"], texts=False), "content": marks.hide(message["content"])}
             for message in messages
         ]
-        rendered = self.template.render(hidden, self._names)
-        tokens: list[int] = []
-        for text, is_literal in marks.parts(rendered):
-            tokens += self.encode(text, control=not is_literal)
-        if self.add_bos and self.bos_id is not None and tokens[:1] != [self.bos_id]:
-            tokens.insert(0, self.bos_id)
-        return tokens
+        if self.template is None:
+            turns = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in hidden)
+            rendered = f"{turns}\n\nAssistant:"
+        else:
+            rendered = self.template.render(hidden, self._names)
+        pieces: list[tuple[list[int], int | None]] = []
+        for text, is_literal, number in marks.parts(rendered):
+            tokens = self.encode(text, control=self.template is not None and not is_literal)
+            if number is None and pieces and pieces[-1][1] is None:
+                pieces[-1][0].extend(tokens)
+            else:
+                pieces.append((tokens, number))
+        return self._begun(pieces)
+
+    def _begun(self, pieces: list[tuple[list[int], int | None]]) -> list[tuple[list[int], int | None]]:
+        """`pieces` behind the token that begins a sequence, where the model wants one."""
+        if not self.add_bos or self.bos_id is None or (pieces and pieces[0][0][:1] == [self.bos_id]):
+            return pieces
+        return [([self.bos_id], None), *pieces]
 
 
 class _Marks:
-    """Stand-ins for control tokens spelled in messages, so that the template's own can be told apart."""
+    """Stand-ins for control tokens spelled in messages, so that the template's own can be told apart, and for texts
+    that are to be tokenized by themselves.
+    """
 
     OPEN, CLOSE = "\U000f1e00", "\U000f1e01"
 
-    def __init__(self, controls: Iterable[str]) -> None:
+    def __init__(self, controls: Iterable[str], texts: Sequence[str] = ()) -> None:
         self._literals = [self.OPEN, self.CLOSE, *sorted(controls, key=len, reverse=True)]
-        self._numbers = {literal: number for number, literal in enumerate(self._literals)}
-        self._find = re.compile("|".join(map(re.escape, self._literals)))
+        self._first_text = len(self._literals)
+        self._literals += texts
+        self._numbers = {text: number for number, text in reversed(list(enumerate(self._literals)))}
+        # Of texts inside texts the longer one is found, and whatever a text spells is part of it.
+        spelled = "|".join(map(re.escape, self._literals[: self._first_text]))
+        self._spelled = re.compile(spelled)
+        longest_first = sorted(filter(None, texts), key=len, reverse=True)
+        self._find = re.compile("|".join([*map(re.escape, longest_first), spelled]))
         self._mark = re.compile(f"{self.OPEN}([0-9]+){self.CLOSE}")
 
-    def hide(self, text: str) -> str:
-        return self._find.sub(lambda hit: f"{self.OPEN}{self._numbers[hit[0]]}{self.CLOSE}", text)
+    def hide(self, text: str, *, texts: bool = True) -> str:
+        find = self._find if texts else self._spelled
+        return find.sub(lambda hit: f"{self.OPEN}{self._numbers[hit[0]]}{self.CLOSE}", text)
 
-    def parts(self, rendered: str) -> list[tuple[str, bool]]:
-        """The rendered text cut at the stand-ins: (text, came from a message) in order, empty pieces left
-        out.
+    def parts(self, rendered: str) -> list[tuple[str, bool, int | None]]:
+        """The rendered text cut at the stand-ins, in order, empty pieces left out: the text, whether it came from a
+        message, and which of the texts it is.
         """
         pieces = self._mark.split(rendered)
-        named = [
-            (self._literals[int(piece)], True) if index % 2 else (piece, False) for index, piece in enumerate(pieces)
-        ]
+        named: list[tuple[str, bool, int | None]] = []
+        for place, piece in enumerate(pieces):
+            if place % 2 == 0:
+                named.append((piece, False, None))
+            else:
+                number = int(piece) - self._first_text
+                named.append((self._literals[int(piece)], True, number if number >= 0 else None))
         return [part for part in named if part[0]]
 
 
@@ -253,7 +313,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     pieces = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
         raise ModelError(f"{where}: tokenizer.ggml.tokens is missing or not a list of strings")
-    types = list(metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(pieces)))
+    types = np.asarray(metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(pieces))).tolist()
     if len(types) != len(pieces):
         raise ModelError(f"{where}: {len(pieces)} tokens but {len(types)} token types")
     makers = {"gpt2": _byte_level_builder, "llama": _sentencepiece_builder}
@@ -266,7 +326,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer(
         _guarded(build, where),
-        Vocabulary(pieces, control, literal, byte_level=kind == "gpt2"),
+        Vocabulary(Pieces(pieces), control, literal, byte_level=kind == "gpt2"),
         bos_id=bos,
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")),
         eos_id=eos,
@@ -344,6 +404,7 @@ def _byte_level_builder(
         merges=_merges(metadata, where),
         ignore_merges=name in ("llama-bpe", "llama3", "llama-v3"),
     )
+    added = _added_tokens(pieces, types)
 
     def build(control: bool) -> FastTokenizer:
         fast = FastTokenizer(model)
@@ -351,7 +412,8 @@ def _byte_level_builder(
         fast.decoder = decoders.ByteLevel()
         if name.endswith("qwen2"):
             fast.normalizer = normalizers.NFC()
-        _add_tokens(fast, pieces, types, control)
+        if added[control]:
+            fast.add_tokens(added[control])
         return fast
 
     return build
@@ -381,26 +443,33 @@ def _sentencepiece_builder(
         byte_fallback=True,
     )
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    added = _added_tokens(pieces, types)
 
     def build(control: bool) -> FastTokenizer:
         fast = FastTokenizer(model)
         steps = [normalizers.Prepend("\u2581")] if prefix else []
         fast.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
-        _add_tokens(fast, pieces, types, control)
+        if added[control]:
+            fast.add_tokens(added[control])
         return fast
 
     return build
 
 
-def _add_tokens(fast: FastTokenizer, pieces: list[str], types: list[int], control: bool) -> None:
-    kept = (USER_DEFINED, CONTROL, UNKNOWN) if control else (USER_DEFINED,)
-    added = [
-        AddedToken(piece, special=types[token] != USER_DEFINED, normalized=False)
-        for token, piece in enumerate(pieces)
-        if types[token] in kept and piece
-    ]
-    if added:
-        fast.add_tokens(added)
+_AddedTokens = dict[bool, list[AddedToken]]
+
+
+def _added_tokens(pieces: list[str], types: list[int]) -> _AddedTokens:
+    """What is matched before anything else, with and without control tokens."""
+
+    def added(kept: tuple[int, ...]) -> list[AddedToken]:
+        return [
+            AddedToken(piece, special=types[token] != USER_DEFINED, normalized=False)
+            for token, piece in enumerate(pieces)
+            if types[token] in kept and piece
+        ]
+
+    return {True: added((USER_DEFINED, CONTROL, UNKNOWN)), False: added((USER_DEFINED,))}
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer:
@@ -433,7 +502,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     first = fast.encode("x", add_special_tokens=True).ids[:1]
     return Tokenizer(
         guarded,
-        Vocabulary(pieces, control, frozenset(added) - control, byte_level='"ByteLevel"' in steps),
+        Vocabulary(Pieces(pieces), control, frozenset(added) - control, byte_level='"ByteLevel"' in steps),
         bos_id=ids["bos"],
         add_bos=bool(settings.get("add_bos_token", first == [ids["bos"]])),
         eos_id=ids["eos"],

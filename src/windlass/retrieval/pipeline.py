@@ -16,30 +16,34 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from windlass.core import settings as settings_module
 from windlass.core.errors import ModelError, NotFound, UsageError
 from windlass.core.progress import Progress, Silent
-from windlass.core.settings import Settings
+from windlass.core.settings import ServerSettings, Settings
 from windlass.core.workspace import Workspace
-from windlass.lake.scan import Catalog, ScanDelta
+from windlass.lake.scan import Catalog
+from windlass.lake.scan_update import ScanDelta
 from windlass.lake.stored import document_text
 from windlass.lake.table_joins import survey_all
 from windlass.retrieval import embedding, indexing
 from windlass.retrieval.dense import DenseIndex
+from windlass.retrieval.hop_search import HopSearch
 from windlass.retrieval.hybrid import HybridRetriever
 from windlass.retrieval.lexical import LexicalIndex, merge_words
 from windlass.retrieval.overview import FileInfo, Overview, list_files, overview
 from windlass.retrieval.passage_store import load_passages
-from windlass.retrieval.types import Answer, Hit, Hits, Passage
+from windlass.retrieval.topics import Topics, find_topics
+from windlass.retrieval.types import Answer, Hit, Hits, Passage, Retriever
 
 if TYPE_CHECKING:
     from windlass.models.chat_model import ChatModel
     from windlass.models.encoder import Encoder
 
-SearchMode = Literal["hybrid", "lexical", "dense"]
+SearchMode = Literal["hybrid", "lexical", "dense", "hops"]
 _LONGEST_QUERY = 20_000
 # A run that leaves less than this share of the passages also clears the word index of what is gone.
 _MUCH_KEPT = 0.8
@@ -98,9 +102,11 @@ class Pipeline:
         self.settings = settings
         self._encoder = encoder
         self._model = model
+        self._own_model: ChatModel | None = None
         self._loading = threading.RLock()
         self._notices: dict[str, str] = {}
         self._skipped: list[tuple[str, str]] = []
+        self._topics: Topics | None = None
         self._lexical = LexicalIndex(workspace)
         self._dense: DenseIndex | None = None
 
@@ -152,15 +158,35 @@ class Pipeline:
         with self._loading:
             if not isinstance(self._model, str):
                 return self._model
-            loaded = self._load("model", _load_model, self.settings.models.decoder)
+            loaded = self._load(
+                "model",
+                lambda name: _load_model(name, self.settings.server, self.workspace.state / "chunks"),
+                self.settings.models.decoder,
+            )
             if loaded is not None:
                 self._model = loaded
+                self._own_model = loaded
             return loaded
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What a reader should know about how complete this pipeline is."""
-        return tuple(self._notices.values())
+        notices = list(self._notices.values())
+        if self._encoder is not None and not isinstance(self._encoder, str):
+            with self.workspace.reading() as connection:
+                waiting, embedded, by_this = connection.execute(
+                    "SELECT (SELECT count(*) FROM files WHERE state = 'parsed'), EXISTS (SELECT 1 FROM embeddings),"
+                    " EXISTS (SELECT 1 FROM embeddings WHERE encoder = ?)",
+                    (self._encoder.fingerprint,),
+                ).fetchone()
+            if embedded and not by_this:
+                notices.append(
+                    f"this folder was embedded by another model or precision than {self.settings.models.encoder}:"
+                    " search goes by words alone until `windlass up` embeds it again"
+                )
+            elif waiting:
+                notices.append(f"{waiting} files are found by their words only until their embeddings are made")
+        return tuple(notices)
 
     def index(
         self,
@@ -201,12 +227,12 @@ class Pipeline:
                 clock.lap("embed")
             if is_much_gone:
                 merge_words(self.workspace, progress)
-        report.notices = list(self.notices)
+        report.notices = list(self._notices.values())
         report.seconds = clock.seconds
         return report
 
     def survey(self, progress: Progress | None = None) -> int:
-        """Profile new tables, find tables in tables, joins, and near-copies of texts; returns how many things were new.
+        """Profile new tables, find tables in tables, joins, near-copies and topics; returns how many things were new.
 
         Raises:
             WorkspaceLocked: Another process is indexing this folder.
@@ -214,7 +240,10 @@ class Pipeline:
             Cancelled: Stopped through `progress`; what was committed stays.
         """
         with self.workspace.acquire():
-            return survey_all(self.workspace, progress)
+            new = survey_all(self.workspace, progress)
+        encoder = self.encoder
+        self._topics = find_topics(self.workspace, encoder.fingerprint, progress) if encoder else None
+        return new
 
     def search(self, query: str, k: int | None = None, *, mode: SearchMode = "hybrid") -> list[Hit]:
         """The `k` passages that fit the query best.
@@ -271,7 +300,7 @@ class Pipeline:
                     on_token=on_token,
                 )
         clock.lap("answer")
-        notices = (*answer.notices, *self._coverage_notices())
+        notices = (*answer.notices, *self.notices)
         return dataclasses.replace(answer, notices=notices, timings={**answer.timings, **clock.seconds})
 
     def overview(self) -> Overview:
@@ -281,6 +310,7 @@ class Pipeline:
         return dataclasses.replace(
             found,
             skipped=self._skipped,
+            topics=self._topics,
             encoder=self.settings.models.encoder if encoder else None,
             model=self.settings.models.decoder,
         )
@@ -348,6 +378,11 @@ class Pipeline:
         return self.workspace.generation()
 
     def close(self) -> None:
+        """End the threads of a model that was loaded here, and close the workspace."""
+        from windlass.serving.engine_chat import EngineChat
+
+        if isinstance(self._own_model, EngineChat):
+            self._own_model.close()
         self.workspace.close()
 
     def __enter__(self) -> Pipeline:
@@ -358,17 +393,17 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _retriever(self, mode: SearchMode) -> HybridRetriever | LexicalIndex | DenseIndex:
+    def _retriever(self, mode: SearchMode) -> Retriever:
         if mode == "lexical":
             return self._lexical
         dense = self._dense_index()
         if mode == "hybrid":
             return HybridRetriever(self.workspace, self._lexical, dense)
-        if mode != "dense":
-            raise UsageError(f"unknown search mode {mode!r}", hint="use hybrid, lexical or dense")
+        if mode not in ("dense", "hops"):
+            raise UsageError(f"unknown search mode {mode!r}", hint="use hybrid, lexical, dense or hops")
         if dense is None:
-            raise ModelError("dense search needs an encoder", hint="run `windlass models pull`")
-        return dense
+            raise ModelError(f"{mode} search needs an encoder", hint="run `windlass models pull`")
+        return dense if mode == "dense" else HopSearch(self.workspace, dense)
 
     def _dense_index(self) -> DenseIndex | None:
         if self._dense is None and self.encoder is not None:
@@ -384,15 +419,6 @@ class Pipeline:
             for passage, score in zip(hits.ids[0], hits.scores[0], strict=True)
             if int(passage) in found
         ]
-
-    def _coverage_notices(self) -> tuple[str, ...]:
-        notices = list(self.notices)
-        if self._encoder is not None and not isinstance(self._encoder, str):
-            with self.workspace.reading() as connection:
-                waiting = connection.execute("SELECT count(*) FROM files WHERE state = 'parsed'").fetchone()[0]
-            if waiting:
-                notices.append(f"{waiting} files are found by their words only until their embeddings are made")
-        return tuple(notices)
 
     def _load(self, what: str, load: Callable[[str], _T], name: str) -> _T | None:
         if not name or name == "none":
@@ -425,15 +451,18 @@ def _load_encoder(name: str, precision: str) -> Encoder:
     return BertEncoder.load(locate(name), precision="float32" if precision == "float32" else "int8")
 
 
-def _load_model(name: str) -> ChatModel:
+def _load_model(name: str, settings: ServerSettings, chunk_folder: Path) -> ChatModel:
     if name.startswith(("http://", "https://")):
         from windlass.models.remote import RemoteModel
 
         return RemoteModel(name)
+    from windlass.models.cpu_engine import CpuEngine
     from windlass.models.generate import LocalModel
     from windlass.models.store import locate
+    from windlass.serving.engine_chat import EngineChat
 
-    return LocalModel.load(locate(name))
+    model = LocalModel.load(locate(name))
+    return EngineChat.start(model, settings, chunk_folder) if isinstance(model.decoder, CpuEngine) else model
 
 
 def _check_query(query: str, k: int) -> None:

@@ -5,33 +5,77 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from windlass.serving.kv import KVManager
 from windlass.serving.request import Sequence
 
-Kind = Literal["prefill", "decode"]
+Kind = Literal["prefill", "decode", "probe"]
+"""Tokens of a prompt, a token of an answer, or tokens that only look at what was taken from chunks, to be computed
+again afterwards.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """The next `n_tokens` known tokens of a sequence, from token `start` on."""
+    """The next `n_tokens` tokens that a sequence is to compute, from token `start` on.
+
+    `places` says which tokens they are when they are not neighbours: those between them were taken from chunks.
+    """
 
     seq: Sequence
     n_tokens: int
     kind: Kind
     start: int
+    places: NDArray[np.int64] | None = None
+
+    @staticmethod
+    def next_of(seq: Sequence, count: int, kind: Kind) -> WorkItem:
+        """The next tokens of `seq`, `count` at most."""
+        if seq.todo is None:
+            return WorkItem(seq, count, kind, seq.computed)
+        places = seq.todo[:count]
+        if seq.reuse is not None and seq.reuse.probing:
+            before = places[places < seq.reuse.exact]
+            places, kind = (before, kind) if len(before) else (places, "probe")
+        return WorkItem(seq, len(places), kind, seq.computed, places)
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """Which tokens of the sequence these are, int64 [n_tokens]."""
+        return np.arange(self.start, self.start + self.n_tokens) if self.places is None else self.places
+
+    @property
+    def stop(self) -> int:
+        """The token behind the last one computed."""
+        return self.start + self.n_tokens if self.places is None else int(self.places[-1]) + 1
 
     @property
     def samples(self) -> bool:
         """Whether the step ends with a new token: the last known one is among those computed."""
-        return self.start + self.n_tokens == len(self.seq.tokens)
+        return self.kind != "probe" and self.stop == len(self.seq.tokens)
+
+    @property
+    def rated(self) -> range:
+        """Places of prompt tokens whose chances this item finds: each follows one of its tokens."""
+        if self.seq.request.params.prompt_logprobs is None or self.seq.index or self.places is not None:
+            return range(0)
+        return range(self.start + 1, min(self.start + self.n_tokens + 1, self.seq.prompt_length))
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits that it needs."""
+        return len(self.rated) + self.samples
 
 
 @dataclass(slots=True)
 class Batch:
-    """One step. `preempted` lost their pages to make room for it."""
+    """One step. `preempted` lost their pages to make room for it; `dropped` will never run."""
 
     items: list[WorkItem] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    dropped: list[Sequence] = field(default_factory=list)
 
     @property
     def n_tokens(self) -> int:
@@ -45,7 +89,7 @@ class BatchShape:
     Attributes:
         tokens: Tokens computed.
         samples: Rows of logits.
-        prefill_pairs: Query-key pairs of prompt chunks: sum of `n * (start + n / 2)`.
+        prefill_pairs: Query-key pairs of prompt chunks: sum of `n * (start + stop) / 2`.
         decode_context: Context tokens read by decoding sequences.
     """
 
@@ -61,8 +105,9 @@ class BatchShape:
             if item.kind == "decode":
                 context += item.start + 1
             else:
-                pairs += item.n_tokens * (item.start + item.n_tokens / 2)
-        return BatchShape(batch.n_tokens, sum(item.samples for item in batch.items), pairs, context)
+                # Places are spread over what lies between them, roughly evenly.
+                pairs += item.n_tokens * (item.start + item.stop) / 2
+        return BatchShape(batch.n_tokens, sum(item.rows for item in batch.items), pairs, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +127,17 @@ class StepResult:
         tokens: New tokens by sequence id, for items that sample.
         duration_s: How long it took, on the executor's clock.
         failed: Errors by sequence id; the others of the batch are not affected.
+        rated: Tokens of prompts by place, where their chances are wanted; by sequence id.
+        shares: What computed tokens attended to, by sequence id, for sequences that asked (`Sequence.reuse`): float32
+            [n_tokens, stretches].
         counters: Further figures of the executor's own.
     """
 
     tokens: dict[str, Sampled]
     duration_s: float
     failed: dict[str, Exception] = field(default_factory=dict)
+    rated: dict[str, dict[int, Sampled]] = field(default_factory=dict)
+    shares: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
 
 

@@ -25,6 +25,8 @@ from windlass.serving.metrics import EngineMetrics
 from windlass.serving.request import FinishReason, Request, Sequence, State, sequences_of
 
 if TYPE_CHECKING:
+    from windlass.serving.adapters import EngineAdapters
+    from windlass.serving.chunk_cache import ChunkOptions
     from windlass.serving.schedule_trace import ScheduleTrace
 
 log = logging.getLogger("windlass.serving")
@@ -62,6 +64,7 @@ class EngineConfig:
         max_queue_per_tenant: Of these, of one tenant.
         max_queued_tokens: Prompt tokens that may wait.
         check_every: Steps between checks of the memory's books; 0: never.
+        chunks: How chunks of prompts are kept for requests that allow it (`Request.reuse_chunks`); None: they are not.
         strict: Raise our own bugs instead of failing the request they belong to.
     """
 
@@ -69,6 +72,7 @@ class EngineConfig:
     max_queue_per_tenant: int = 64
     max_queued_tokens: int = 1 << 20
     check_every: int = 0
+    chunks: ChunkOptions | None = None
     strict: bool = False
 
 
@@ -112,6 +116,12 @@ class RequestHandle:
         """Whether the last event is there, taken out or not."""
         return self._unfinished == 0
 
+    @property
+    def approximations(self) -> dict[str, dict[str, float]]:
+        """What made the answers differ from those of a full computation, by the name of the option; empty: nothing."""
+        plans = [seq.reuse for seq in self.sequences if seq.reuse is not None and seq.reuse.taken]
+        return {"chunks": plans[0].report()} if plans else {}
+
     def take(self) -> list[Event]:
         """The events since the last call."""
         taken = []
@@ -152,6 +162,7 @@ class Engine:
         end_ids: Tokens with which the model ends an answer.
         text: Makes the text of an answer; None: tokens only.
         trace: Where every step is noted, to be replayed.
+        adapters: Those that requests may name, on the books of `kv`; None: none.
     """
 
     def __init__(
@@ -165,15 +176,18 @@ class Engine:
         end_ids: Iterable[int] = (),
         text: Callable[[Sequence], AnswerText] | None = None,
         trace: ScheduleTrace | None = None,
+        adapters: EngineAdapters | None = None,
     ) -> None:
         self.executor, self.scheduler, self.kv = executor, scheduler, kv
         self.config = config or EngineConfig()
         self.metrics = EngineMetrics()
+        self.adapters = adapters
         self.end_ids = frozenset(end_ids)
         self._clock, self._now = clock, -math.inf
         self._text, self._trace = text, trace
         self._lock = threading.Lock()
         self._inbox: deque[tuple[str, RequestHandle | None]] = deque()
+        self._chores: deque[Callable[[], object]] = deque()
         self._handles: dict[str, RequestHandle] = {}
         self._texts: dict[str, AnswerText] = {}
         self._siblings: dict[str, list[Sequence]] = {}
@@ -191,14 +205,19 @@ class Engine:
             ContextLengthError: prompt and answer together fit neither the model nor the memory.
             QueueFull: too many wait already.
             DeadlineError: what waits before it takes longer than it has.
+            AdapterNotFound: there is no such adapter.
             UsageError: its id is in use.
         """
         self._require_memory(request)
+        if self.kv.chunks is not None:
+            self.kv.chunks.fetch(request)
         handle = RequestHandle(request, sequences_of(request))
         with self._lock:
             if request.id in self._handles:
                 raise UsageError(f"a request with the id {request.id!r} is under way")
             self._require_place(request)
+            if self.adapters is not None:
+                self.adapters.claim(request, self.kv.page_tokens, self.kv.total_pages)
             self._handles[request.id] = handle
             for seq in handle.sequences:
                 self._enqueue(seq)
@@ -212,10 +231,14 @@ class Engine:
         self._inbox.append((request_id, None))
         return True
 
+    def perform(self, chore: Callable[[], object]) -> None:
+        """Have something done before the next step, by whoever steps the engine: the memory is its alone."""
+        self._chores.append(chore)
+
     @property
     def busy(self) -> bool:
         """Whether anything is under way."""
-        return bool(self._handles or self._inbox)
+        return bool(self._handles or self._inbox or self._chores)
 
     def step(self) -> list[Event]:
         """One step, and what happened in it."""
@@ -223,6 +246,9 @@ class Engine:
         now = self._time()
         self._drain(now)
         batch = self.scheduler.next_batch(now, self.kv)
+        for seq in batch.dropped:
+            late = DeadlineError("the request was given up: it could not be answered in time")
+            self._finish(seq, FinishReason.DEADLINE, now, error=late)
         if batch.items or batch.preempted:
             for item in batch.items:
                 self._dequeue(item.seq)
@@ -268,7 +294,7 @@ class Engine:
 
     def retry_after(self) -> int:
         """Seconds until what waits now is probably done, 1 to 60."""
-        rate = self.metrics.tokens_per_second
+        rate = self.metrics.prompt_rate
         return max(1, min(60, math.ceil(self._queued_tokens / rate))) if rate else 5
 
     # Coming in
@@ -298,9 +324,9 @@ class Engine:
     def _deadline_missed(self, request: Request) -> bool:
         if request.deadline is None:
             return False
-        rate = self.metrics.tokens_per_second
-        ahead = (self._queued_tokens + len(request.prompt)) / rate if rate else 0.0
-        return self._clock.now() + ahead > request.deadline
+        prompts, others = self._queued_tokens + len(request.prompt), bool(self._fresh)
+        seconds = self.metrics.seconds_for(prompts, request.params.max_tokens, others=others)
+        return self._clock.now() + seconds > request.deadline
 
     def _enqueue(self, seq: Sequence) -> None:
         self._fresh[seq.id] = seq
@@ -319,6 +345,8 @@ class Engine:
                 del self._queued_of[seq.request.tenant]
 
     def _drain(self, now: float) -> None:
+        while self._chores:
+            self._chores.popleft()()
         while self._inbox:
             request_id, handle = self._inbox.popleft()
             if handle is None:
@@ -367,6 +395,9 @@ class Engine:
 
     def _run(self, batch: Batch) -> StepResult:
         try:
+            if self.kv.chunks is not None:
+                for item in batch.items:
+                    self.kv.chunks.place(item.seq)
             return self.executor.run(batch)
         except Exception as error:
             if self.config.strict:
@@ -381,9 +412,12 @@ class Engine:
             if error is not None:
                 self._finish(seq, FinishReason.ERROR, now, error=error)
                 continue
-            assert seq.view is not None
-            seq.view.advance(item.n_tokens)
-            seq.computed += item.n_tokens
+            if self.kv.chunks is not None and seq.id in result.shares:
+                self.kv.chunks.watch(seq, item.indices, result.shares[seq.id])
+            if item.kind == "probe":
+                continue
+            seq.advance(item.n_tokens)
+            seq.rated.update(result.rated.get(seq.id, {}))
             if item.n_tokens > 1 or seq.computed % self.kv.page_tokens == 0:
                 self.kv.publish(seq)
             sampled = result.tokens.get(seq.id)
@@ -409,8 +443,14 @@ class Engine:
         if ended or sampled.token in params.stop_token_ids:
             self._finish(seq, FinishReason.EOS if ended else FinishReason.STOP, now, sampled)
             return
+        if seq.constraint is not None:
+            try:
+                seq.constraint.take(sampled.token)
+            except UsageError as error:
+                self._finish(seq, FinishReason.ERROR, now, error=error)
+                return
         shown = text.add(sampled.token) if text is not None else ""
-        if text is not None and text.stopped:
+        if (text is not None and text.stopped) or (seq.constraint is not None and seq.constraint.done):
             self._finish(seq, FinishReason.STOP, now, sampled, shown)
         elif seq.budget_left == 0:
             self._finish(seq, FinishReason.LENGTH, now, sampled, shown)
@@ -456,8 +496,12 @@ class Engine:
         self._events.append(event)
         if handle.done:
             del self._handles[event.request_id]
+            if self.adapters is not None:
+                self.adapters.release(handle.request)
 
     def _release(self) -> None:
         for seq in self._over:
+            if self.kv.chunks is not None and seq.finish is not FinishReason.ERROR:
+                self.kv.chunks.keep(seq)
             self.kv.release(seq, keep=seq.finish is not FinishReason.ERROR)
         self._over.clear()

@@ -8,11 +8,15 @@ from windlass.core.errors import UsageError
 from windlass.core.program import WallClock
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.generate import LocalModel
+from windlass.models.page_pool import PagePool
+from windlass.serving.adapters import AdapterStore, EngineAdapters
+from windlass.serving.batch_scheduler import BatchScheduler
+from windlass.serving.chunk_cache import ChunkCache, ChunkOptions
 from windlass.serving.engine import Engine, EngineConfig
 from windlass.serving.kv import KVManager
 from windlass.serving.numba_executor import NumbaExecutor
 from windlass.serving.request import Sequence
-from windlass.serving.scheduler import DecodeFirst, FairShare, HybridFull, PrefillFirst, QueuePolicy, StallFree
+from windlass.serving.scheduler import DecodeFirst, FairShare, HybridFull, PrefillFirst, QueuePolicy
 from windlass.serving.step_time import measure
 from windlass.serving.text import Readable
 
@@ -42,7 +46,7 @@ def local_engine(
         tbt_slo_s: Seconds that may lie between two tokens of an answer, for `stall-free`: a few steps are measured
             (about a second), and prompts are cut so that steps stay within it. None: a fixed budget.
         weights: Shares of tenants; 1 for those that are not named.
-        config: Bounds of the queue.
+        config: Bounds of the queue, and what is switched on.
 
     Raises:
         UsageError: the model does not run on the compiled engine, or there is no such policy.
@@ -54,12 +58,16 @@ def local_engine(
     context_pages = -(-model.context_length // probe.page_tokens)
     pages = max(memory_bytes // probe.page_bytes, context_pages)
     pool = decoder.new_pool(pages=pages)
-    kv = KVManager(pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint)
+    chunks = chunk_cache(decoder, pool, model.fingerprint, config.chunks) if config and config.chunks else None
+    adapters = EngineAdapters(AdapterStore(decoder.config, pool.data.shape[1], pages), pool)
+    kv = KVManager(
+        pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint, adapters=adapters.pages, chunks=chunks
+    )  # fmt: skip
 
     def text(seq: Sequence) -> Readable:
         return Readable(model.tokenizer.detokenizer(), seq.request.params.stop)
 
-    executor = NumbaExecutor(decoder, pool)
+    executor = NumbaExecutor(decoder, pool, adapters=adapters)
     return Engine(
         executor,
         FairShare(_policy(policy, tbt_slo_s, executor, kv), weights),
@@ -68,16 +76,25 @@ def local_engine(
         config=config,
         end_ids={*model.tokenizer.end_ids, *decoder.config.eos_ids},
         text=text,
+        adapters=adapters,
     )
+
+
+def chunk_cache(decoder: CpuEngine, pool: PagePool, revision: str, options: ChunkOptions) -> ChunkCache:
+    """Where chunks of a model's prompts are kept."""
+    return ChunkCache(
+        pool, decoder.frequencies, interleaved=decoder.config.rope_style == "interleaved", revision=revision,
+        options=options,
+    )  # fmt: skip
 
 
 def _policy(name: str, tbt_slo_s: float | None, executor: NumbaExecutor, kv: KVManager) -> QueuePolicy:
     if tbt_slo_s is not None and name != "stall-free":
         raise UsageError(f"{name} cannot keep a time between tokens", hint="use the policy stall-free, or no time")
     if name == "stall-free" and tbt_slo_s is not None:
-        return StallFree("auto", tbt_slo_s=tbt_slo_s, step_time=measure(executor, kv))
+        return BatchScheduler("auto", tbt_slo_s=tbt_slo_s, step_time=measure(executor, kv))
     if name == "stall-free":
-        return StallFree(TOKEN_BUDGET)
+        return BatchScheduler(TOKEN_BUDGET)
     others: dict[str, type[QueuePolicy]] = {
         "prefill-first": PrefillFirst, "hybrid": HybridFull, "decode-first": DecodeFirst
     }  # fmt: skip

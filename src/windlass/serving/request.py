@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from windlass.core.errors import EngineBug, UsageError
 
 if TYPE_CHECKING:
+    from windlass.serving.batch import Sampled
+    from windlass.serving.batch_planner import BatchPlan
+    from windlass.serving.chunk_plan import ReusePlan
     from windlass.serving.kv_view import KVView
     from windlass.serving.prefix_tree import Node
 
@@ -53,6 +56,26 @@ LEGAL_MOVES: Mapping[State, frozenset[State]] = {
 }
 
 
+class Constraint(Protocol):
+    """Which tokens an answer may be made of; `windlass.serving.automaton.Walk` is one. One for each answer."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete and nothing more can follow."""
+        ...
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Tokens that may come next, bool [vocab]; those that end the answer among them when it may end."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Go on with a token, one that does not end the answer.
+
+        Raises:
+            UsageError: it is not allowed here.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn, and when to stop.
@@ -67,11 +90,13 @@ class SamplingParams:
         stop_token_ids: Tokens that end it.
         ignore_eos: Go on when the model ends.
         logprobs: How many alternatives to report for each token; 0 for the token alone, None for nothing.
+        prompt_logprobs: The same for the tokens of the prompt, from its second on; its pages are then not shared.
         presence_penalty, frequency_penalty: Taken from the logits of tokens of the answer so far, once and for
             each time.
         repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt or answer.
         logit_bias: Added to the logits of single tokens.
         n: Answers to make from one prompt.
+        constraint: Makes what each answer is held to; None: any tokens.
 
     Raises:
         UsageError: a value is out of range; the message names it.
@@ -92,6 +117,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     n: int = 1
+    constraint: Callable[[], Constraint] | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _within("max_tokens", self.max_tokens, 0, 1 << 40)
@@ -101,6 +128,7 @@ class SamplingParams:
         _within("min_p", self.min_p, 0, 1)
         _within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
         _within("logprobs", self.logprobs or 0, 0, 1 << 20)
+        _within("prompt_logprobs", self.prompt_logprobs or 0, 0, 1 << 20)
         _within("presence_penalty", self.presence_penalty, -100, 100)
         _within("frequency_penalty", self.frequency_penalty, -100, 100)
         _within("repetition_penalty", self.repetition_penalty, math.nextafter(0, 1), 100)
@@ -113,7 +141,7 @@ class SamplingParams:
     @property
     def plain_greedy(self) -> bool:
         """Whether the likeliest token by the bare logits is all that is wanted."""
-        return self.temperature == 0 and not self.reshapes
+        return self.temperature == 0 and not self.reshapes and self.constraint is None
 
     @property
     def reshapes(self) -> bool:
@@ -141,6 +169,13 @@ class Segment:
     content_id: bytes | None = None
 
 
+class PlannedMember(NamedTuple):
+    """One prompt of a batch whose shared beginnings were planned."""
+
+    plan: BatchPlan
+    member: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One call.
@@ -149,13 +184,16 @@ class Request:
         id: Unique among the requests that are under way.
         prompt: int32 [T], T >= 1.
         tenant: Whose it is: shares no cached prefix with other tenants, and is what fairness is between.
+        shared: Its place in a planned batch, which says what it has in common with the others.
         arrival: When it was made, on the engine's clock.
         deadline: When it must be done, on the same clock.
         priority: Larger goes first, among the requests of its tenant where tenants share fairly.
         cache: Whether its prompt may take pages from earlier requests and leave its own to later ones.
+        reuse_chunks: Whether chunks among its segments may be taken from where they were computed in another context
+            (`chunk_cache`): faster, and not exact.
 
     Raises:
-        UsageError: the prompt is empty, or a segment lies outside it.
+        UsageError: the prompt is empty, a segment lies outside it, or it is not the one that was planned.
     """
 
     id: str
@@ -166,12 +204,18 @@ class Request:
     adapter: str | None = None
     priority: int = 0
     cache: bool = True
+    reuse_chunks: bool = False
+    shared: PlannedMember | None = None
     arrival: float = 0.0
     deadline: float | None = None
 
     def __post_init__(self) -> None:
         if self.prompt.ndim != 1 or len(self.prompt) == 0:
             raise UsageError("the prompt is empty: at least one token is needed")
+        if self.params.prompt_logprobs is not None and self.cache:
+            raise UsageError("what is taken from the cache has no logprobs", hint="prompt_logprobs needs cache=False")
+        if self.shared is not None and not self.shared.plan.holds(self.shared.member, self.prompt):
+            raise UsageError("the prompt is not the one that was planned at its place in the batch")
         for segment in self.segments:
             if not 0 <= segment.start <= segment.stop <= len(self.prompt):
                 raise UsageError(f"segment {segment.start}-{segment.stop} is outside a prompt of {len(self.prompt)}")
@@ -187,11 +231,16 @@ class Sequence:
         view: Its context; None while it waits.
         preemptions: How often it had to give its pages back.
         node, published: How far its pages are known to the prefix tree.
+        constraint: What its answer is held to.
+        rated: Tokens of the prompt by place, with their chances, where these are wanted.
+        reuse: What of its prompt was taken from chunks; None: nothing.
+        todo: Which known tokens are left to compute, ascending, where others between them were taken from chunks;
+            None: all from `computed` on.
     """
 
     __slots__ = (
-        "added", "computed", "error", "finish", "id", "index", "node", "preemptions", "prompt_length", "published",
-        "request", "state", "tokens", "view",
+        "added", "computed", "constraint", "error", "finish", "id", "index", "node", "preemptions", "prompt_length",
+        "published", "rated", "request", "reuse", "state", "todo", "tokens", "view",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int = 0) -> None:
@@ -204,19 +253,23 @@ class Sequence:
         self.view: KVView | None = None
         self.node: Node | None = None
         self.published = 0
+        self.reuse: ReusePlan | None = None
+        self.todo: NDArray[np.int64] | None = None
         self.state = State.WAITING
         self.finish: FinishReason | None = None
         self.error: Exception | None = None
         self.preemptions = 0
         self.added = request.arrival
+        self.rated: dict[int, Sampled] = {}
+        self.constraint = None if request.params.constraint is None else request.params.constraint()
 
     def __repr__(self) -> str:
         return f"Sequence({self.id!r}, {self.state}, {self.computed}/{len(self.tokens)})"
 
     @property
     def pending(self) -> int:
-        """Known tokens that are not computed yet: 1 while decoding."""
-        return len(self.tokens) - self.computed
+        """Known tokens that are to be computed: 1 while decoding."""
+        return len(self.tokens) - self.computed if self.todo is None else len(self.todo)
 
     @property
     def made(self) -> int:
@@ -237,6 +290,33 @@ class Sequence:
     def next_position(self) -> int:
         """Rotary position of the next token to be computed."""
         return self.computed if self.view is None else self.view.next_position
+
+    @property
+    def exact(self) -> int:
+        """Tokens from the first on whose keys and values are those of this very context."""
+        return self.computed if self.reuse is None else min(self.computed, self.reuse.exact)
+
+    def set_todo(self, todo: NDArray[np.int64]) -> None:
+        """Have these tokens computed next, ascending; those before the first of them stand in its pages."""
+        assert self.view is not None
+        first = int(todo[0])
+        if self.reuse is not None and self.reuse.probing:
+            first = min(first, self.reuse.exact)
+        self.view.advance(first - self.computed)
+        self.computed, self.todo = first, todo
+
+    def advance(self, count: int) -> None:
+        """The next `count` tokens to compute were computed."""
+        reached = self.computed + count
+        if self.todo is not None:
+            left = self.todo[count:]
+            reached, self.todo = (int(left[0]), left) if len(left) else (int(self.todo[-1]) + 1, None)
+            if self.reuse is not None and self.reuse.probing:
+                # What looks at copies is computed again, and so is some of the copies: nothing behind counts yet.
+                reached = min(reached, self.reuse.exact)
+        assert self.view is not None
+        self.view.advance(reached - self.computed)
+        self.computed = reached
 
     def move(self, state: State) -> None:
         """Change state.

@@ -93,10 +93,7 @@ class FairQueue:
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self._weights = dict(weights or {})
-        for tenant, weight in self._weights.items():
-            if not weight > 0:
-                raise UsageError(f"the weight of tenant {tenant!r} is {weight}, expected more than 0")
+        self.weigh(weights or {})
         self._lines: dict[str, FirstCome] = {}
         self._count = 0
         self.served: dict[str, float] = {}
@@ -105,6 +102,17 @@ class FairQueue:
 
     def __len__(self) -> int:
         return self._count
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Serve by other weights from now on.
+
+        Raises:
+            UsageError: a weight is not positive.
+        """
+        for tenant, weight in weights.items():
+            if not weight > 0:
+                raise UsageError(f"the weight of tenant {tenant!r} is {weight}, expected more than 0")
+        self._weights = dict(weights)
 
     def push(self, seq: Sequence) -> None:
         self._line_of(seq).push(seq)

@@ -18,7 +18,9 @@ def search(
     folder: Folder,
     query: Annotated[str, typer.Argument(help="Words or a question.", show_default=False)],
     k: Annotated[int | None, typer.Option(help="How many passages.")] = None,
-    mode: Annotated[str, typer.Option(help="hybrid, lexical (words) or dense (meaning).")] = "hybrid",
+    mode: Annotated[
+        str, typer.Option(help="hybrid, lexical (words), dense (meaning) or hops (meaning, then what that leads to).")
+    ] = "hybrid",
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
@@ -31,7 +33,9 @@ def search(
 
     with ready(folder, offline=offline, quiet=as_json) as pipeline:
         hits = pipeline.search(query, k, mode=mode)  # type: ignore[arg-type]  # checked by search itself
+        notices = pipeline.notices
     if as_json:
         terminal.print_json([asdict(hit) for hit in hits])
     else:
         terminal.print_hits(hits)
+        terminal.print_notices(notices)

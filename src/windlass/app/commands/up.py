@@ -77,8 +77,7 @@ def _show(pipeline: Pipeline, report: IndexReport, question: str, as_json: bool)
         terminal.print_json({**card, "answer": answer.to_dict() if answer else None})
         return
     terminal.print_card(overview, report)
-    for notice in report.notices:
-        print(f"note: {notice}", file=sys.stderr)
+    terminal.print_notices(report.notices)
     if answer is not None:
         print(f"\n? {question}\n")
         terminal.print_answer(answer)

@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from windlass.app.http.engine_call import EngineCall
 from windlass.app.http.metrics import Metrics
 from windlass.app.http.openai_schema import SamplingBody, WindlassOptions
 from windlass.app.http.replies import ApiError
+from windlass.app.http.structured import Grammars
 from windlass.app.http.tenants import Tenant
-from windlass.core.settings import ServerSettings
-from windlass.serving.async_engine import AsyncEngine
-from windlass.serving.engine import EngineConfig
-from windlass.serving.local_engine import local_engine
-from windlass.serving.request import Request, SamplingParams, tokens_of
-
-if TYPE_CHECKING:
-    from windlass.models.generate import LocalModel
+from windlass.core.errors import AdapterNotFound
+from windlass.serving.engine_chat import EngineChat
+from windlass.serving.request import Constraint, PlannedMember, Request, SamplingParams, Segment, tokens_of
 
 # No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
 LONGEST_TOKEN = 64
+LONGEST_RATED = 2048
+"""Each needs a row of logits: as many numbers as there are tokens."""
 
 
 class EngineModel:
-    """One model and its engine, running.
+    """The model of a folder for the clients of one server. Ending the server leaves the model to its owner.
 
     Args:
-        model: A model on the compiled engine.
-        settings: Memory for keys and values, the scheduler, and what it promises.
+        chat: The model and its engine, running.
         weights: Shares of tenants.
-        waiting: Answers that may wait.
+        waiting: Answers of one tenant that may wait.
     """
 
-    def __init__(
-        self, model: LocalModel, settings: ServerSettings, *, weights: Mapping[str, float], waiting: int
-    ) -> None:
-        self.model = model
+    def __init__(self, chat: EngineChat, *, weights: Mapping[str, float], waiting: int) -> None:
+        self.chat, self.model, self.engine = chat, chat.model, chat.engine
         self._waiting = waiting
-        engine = local_engine(
-            model,
-            memory_bytes=settings.kv_cache_mb << 20,
-            policy=settings.scheduler,
-            tbt_slo_s=settings.tbt_slo_ms / 1000 or None,
-            weights=weights,
-            config=EngineConfig(max_queue=4 * waiting, max_queue_per_tenant=waiting),
-        )
-        self.engine = AsyncEngine(engine)
+        self._closing = False
+        self._open: set[EngineCall] = set()
+        chat.serve_tenants(weights, waiting)
 
     def start(
         self,
@@ -59,6 +48,10 @@ class EngineModel:
         *,
         most_tokens: int,
         answers: int | None = None,
+        constraint: Callable[[], Constraint] | None = None,
+        adapter: str | None = None,
+        planned: PlannedMember | None = None,
+        segments: tuple[Segment, ...] = (),
     ) -> EngineCall:
         """Put a call in the engine's queue.
 
@@ -69,24 +62,46 @@ class EngineModel:
             metrics: Where its times are counted.
             most_tokens: Most tokens of one answer, and how many there are when the body does not say.
             answers: For each prompt; None: what the body says.
+            constraint: What each answer is held to.
+            adapter: Of the model, by name.
+            planned: The place of the only prompt in a batch's plan.
+            segments: Of the only prompt.
 
         Raises:
-            ApiError: A prompt and its answer do not fit the context, or a token is not one.
+            AdapterNotFound: The tenant has no such adapter.
+            ApiError: A prompt and its answer do not fit the context, a token is not one, or the server is stopping.
             QueueFull: Too many wait.
         """
+        if self._closing:
+            raise ApiError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
         room, size = self.model.context_length, self.model.tokenizer.size
-        requests = []
+        key, requests = self._adapter(adapter, tenant), []
         for prompt in prompts:
             wanted = body.token_limit
             if len(prompt) + (1 if wanted is None else wanted) > room:
                 raise too_long(f"{len(prompt):,}", wanted or 1, room)
             if not prompt or max(prompt) >= size:
                 raise ApiError(400, "prompt: it is empty, or a token is not the model's", param="prompt")
+            if body.rates_prompt and len(prompt) > LONGEST_RATED:
+                raise ApiError(
+                    400, f"logprobs of more than {LONGEST_RATED:,} prompt tokens are not offered", param="echo",
+                    code="unsupported_value",
+                )  # fmt: skip
             limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
-            params = body.params(limit, answers)
+            params = body.params(limit, answers, constraint)
             self._require_tokens(params)
-            requests.append(_request(prompt, params, tenant, body.windlass))
-        return EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
+            requests.append(_request(prompt, params, tenant, body.windlass, key, planned, segments))
+        call = EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
+        self._open.add(call)
+        call.when_done(lambda: self._open.discard(call))
+        return call
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """What answers can be held to."""
+        vocabulary = self.model.tokenizer.vocabulary
+        tokens = map(vocabulary.bytes_of, range(self.model.decoder.config.vocab_size))
+        return Grammars(tokens, self.engine.engine.end_ids)
 
     @property
     def busy(self) -> bool:
@@ -102,6 +117,7 @@ class EngineModel:
         """How the engine stands, for the metrics."""
         stats = self.engine.snapshot()
         pages = {"free": stats.pages.free, "cached": stats.pages.cached, "used": stats.pages.used}
+        pages["adapters"] = stats.pages.adapters
         return {
             "queue_depth": stats.waiting,
             "running": stats.running,
@@ -113,11 +129,26 @@ class EngineModel:
 
     def stop_admission(self) -> None:
         """Take nothing new; what runs goes on."""
-        self.engine.stop_admission()
+        self._closing = True
 
     def close(self) -> None:
-        """Cancel everything and end the engine's thread."""
-        self.engine.close()
+        """Cancel what the server's clients still wait for."""
+        self._closing = True
+        for call in list(self._open):
+            call.cancel()
+
+    def adapters(self, tenant: Tenant) -> list[str]:
+        """Names of the adapters that a tenant may ask for."""
+        adapters = self.engine.engine.adapters
+        return [] if adapters is None else [info.name for info in adapters.store.list(tenant=tenant.name)]
+
+    def _adapter(self, name: str | None, tenant: Tenant) -> str | None:
+        adapters = self.engine.engine.adapters
+        if name is None:
+            return None
+        if adapters is None:
+            raise AdapterNotFound(f"no adapter {name[:80]!r}: the model takes none")
+        return adapters.store.resolve(name, tenant=tenant.name)
 
     def _require_tokens(self, params: SamplingParams) -> None:
         size = self.model.tokenizer.size
@@ -137,7 +168,15 @@ def too_long(prompt: str, wanted: int, room: int) -> ApiError:
     )
 
 
-def _request(prompt: list[int], params: SamplingParams, tenant: Tenant, options: WindlassOptions | None) -> Request:
+def _request(
+    prompt: list[int],
+    params: SamplingParams,
+    tenant: Tenant,
+    options: WindlassOptions | None,
+    adapter: str | None,
+    planned: PlannedMember | None,
+    segments: tuple[Segment, ...],
+) -> Request:
     options = options or WindlassOptions()
     deadline = None if options.deadline_ms is None else time.monotonic() + options.deadline_ms / 1000
     return Request(
@@ -145,8 +184,12 @@ def _request(prompt: list[int], params: SamplingParams, tenant: Tenant, options:
         tokens_of(prompt),
         params,
         tenant=tenant.name,
+        adapter=adapter,
         priority=options.priority or 0,
-        cache=options.cache != "off",
+        cache=options.cache != "off" and params.prompt_logprobs is None,
+        segments=segments,
+        reuse_chunks=options.cache == "chunks",
+        shared=planned if params.prompt_logprobs is None else None,
         arrival=time.monotonic(),
         deadline=deadline,
     )

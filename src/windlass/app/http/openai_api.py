@@ -31,12 +31,16 @@ from windlass.app.http.openai_schema import (
 )
 from windlass.app.http.replies import ApiError, plain
 from windlass.app.http.services import CHARGED, Caller, Services, caller_of, services_of
+from windlass.app.http.structured import ToolCalls, with_tools
 from windlass.app.http.tenants import Tenant
 from windlass.core.errors import UsageError
+from windlass.serving.prompt import segmented
+from windlass.serving.request import Segment
 
 if TYPE_CHECKING:
     from windlass.models.encoder import Encoder
     from windlass.retrieval.types import Answer
+    from windlass.serving.request import Constraint
 
 router = APIRouter(prefix="/v1")
 
@@ -71,14 +75,15 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     services, caller = services_of(request), caller_of(request)
     body.check()
     body.check_for_model()
-    if body.model != services.chat_model_id or not caller.tenant.may_use(body.model):
+    known, adapter = _chat_model_of(services, body)
+    if not known or not caller.tenant.may_use(services.chat_model_id):
         raise no_such_model(body.model)
     engine = await services.call(services.engine)
     if engine is None:
         raise ApiError(400, f"{body.model} only chats", param="model", code="feature_unavailable")
     tokenizer = engine.model.tokenizer
     prompts = [tokenizer.prompt(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
-    call: Call = _start(services, caller, engine, prompts, body, answers=body.best_of)
+    call: Call = _start(services, caller, engine, prompts, body, answers=body.best_of, adapter=adapter)
     answers = body.n or 1
     if body.best_of is not None and body.best_of > answers:
         call = BestOf(call, len(prompts), answers, with_tokens=body.logprobs is not None)
@@ -127,7 +132,9 @@ async def _models(services: Services, tenant: Tenant) -> list[dict[str, Any]]:
     if services.encoder_id and await services.call(lambda: services.pipeline.encoder) is not None:
         names.append(services.encoder_id)
     created = int(services.started)
-    shown = filter(tenant.may_use, names)
+    shown = [name for name in names if tenant.may_use(name)]
+    if services.chat_model_id in shown and (engine := await services.call(services.engine)) is not None:
+        shown += [f"{services.chat_model_id}:{name}" for name in engine.adapters(tenant)]
     return [{"id": name, "object": "model", "created": created, "owned_by": "windlass"} for name in shown]
 
 
@@ -141,27 +148,52 @@ async def _answer(request: Request, call: Call, reply: Reply, body: SamplingBody
 
 async def _chat(services: Services, caller: Caller, body: ChatRequest) -> Call:
     """The call under way; all that can be refused is refused here."""
-    if caller.tenant.may_use(body.model):
-        if body.model == FOLDER_MODEL:
-            body.check_for_folder()
-            return QueueCall(services.submit(caller, _folder_work(services, caller.tenant, body)))
-        if body.model == services.chat_model_id:
-            body.check_for_model()
-            return await _model_chat(services, caller, body)
+    tenant = caller.tenant
+    if body.model == FOLDER_MODEL and tenant.may_use(body.model):
+        body.check_for_folder()
+        return QueueCall(services.submit(caller, _folder_work(services, tenant, body)))
+    known, adapter = _chat_model_of(services, body)
+    if known and tenant.may_use(services.chat_model_id):
+        body.check_for_model()
+        return await _model_chat(services, caller, body, adapter)
     raise no_such_model(body.model)
 
 
-async def _model_chat(services: Services, caller: Caller, body: ChatRequest) -> Call:
-    messages = conversation(body.messages)
+def _chat_model_of(services: Services, body: SamplingBody) -> tuple[bool, str | None]:
+    """Whether a body asks for the language model, and with which adapter: `model:adapter`, or the field for it."""
+    base, name = services.chat_model_id, body.model
+    asked = body.windlass.adapter if body.windlass else None
+    if name == base:
+        return bool(base), asked
+    adapter = name.removeprefix(f"{base}:")
+    if not base or adapter == name or not adapter:
+        return False, None
+    if asked not in (None, adapter):
+        raise ApiError(400, f"windlass.adapter is not that of the model {name[:80]!r}", param="windlass.adapter")
+    return True, adapter
+
+
+async def _model_chat(services: Services, caller: Caller, body: ChatRequest, adapter: str | None) -> Call:
+    messages = with_tools(conversation(body.messages), body)
     model = await services.call(services.chat_model)
     if sum(len(message["content"]) for message in messages) > model.context_length * LONGEST_TOKEN:
         raise too_long("more", body.token_limit or 1, model.context_length)
     engine = await services.call(services.engine)
     if engine is None:
         body.check_without_engine(body.model)
+        if adapter is not None:
+            raise ApiError(400, "this server's model takes no adapters", param="model", code="feature_unavailable")
         return QueueCall(services.submit(caller, await services.call(_chat_work, services, caller.tenant, body)))
-    prompt = await services.call(engine.model.tokenizer.chat, messages)
-    return _start(services, caller, engine, [prompt], body)
+    constraint = await services.call(lambda: engine.grammars.constraint(body))
+    texts, segments = body.chunk_texts, tuple[Segment, ...]()
+    if texts:
+        prompt, segments = await services.call(segmented, engine.model.tokenizer, messages, texts)
+    else:
+        prompt = await services.call(engine.model.tokenizer.chat, messages)
+    call = _start(
+        services, caller, engine, [prompt], body, adapter=adapter, segments=segments, constraint=constraint
+    )  # fmt: skip
+    return ToolCalls(call) if body.usable_tools else call
 
 
 def _start(
@@ -170,10 +202,17 @@ def _start(
     engine: EngineModel,
     prompts: list[list[int]],
     body: SamplingBody,
+    *,
     answers: int | None = None,
+    adapter: str | None = None,
+    segments: tuple[Segment, ...] = (),
+    constraint: Callable[[], Constraint] | None = None,
 ) -> EngineCall:
     most = services.pipeline.settings.server.max_tokens
-    call = engine.start(prompts, body, caller.tenant, services.metrics, most_tokens=most, answers=answers)
+    call = engine.start(
+        prompts, body, caller.tenant, services.metrics, most_tokens=most, answers=answers, adapter=adapter,
+        planned=caller.planned if len(prompts) == 1 else None, segments=segments, constraint=constraint,
+    )  # fmt: skip
     call.when_done(lambda: services.admission.charge(caller.tenant, call.tokens_used))
     services.track(caller, call)
     return call
@@ -248,6 +287,7 @@ def evidence(answer: Answer) -> dict[str, Any]:
         "citations": [plain(citations[number]) for number in sorted(citations)],
         "passages_used": answer.passages_used,
         "passages_found": answer.passages_found,
+        "approx": dict(answer.approximations),
         "notices": list(answer.notices),
     }
 

@@ -12,6 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from windlass.core.errors import (
+    AdapterError,
+    AdapterNotFound,
     Cancelled,
     ContextLengthError,
     DeadlineError,
@@ -47,6 +49,8 @@ _CODES = {
 # The first that fits; what is not here has the status of its class.
 _KINDS: tuple[tuple[type[WindlassError], int, str], ...] = (
     (Cancelled, 499, "cancelled"),
+    (AdapterNotFound, 404, "adapter_not_found"),
+    (AdapterError, 400, "adapter_invalid"),
     (ContextLengthError, 400, "context_length_exceeded"),
     (DeadlineError, 503, "deadline_unreachable"),
     (NumericsError, 500, "model_numerics"),

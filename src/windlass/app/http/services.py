@@ -24,6 +24,7 @@ from windlass.app.http.replies import ApiError
 from windlass.app.http.tenants import LOCAL, Tenant
 from windlass.app.progress_state import PageProgress
 from windlass.core.errors import QueueFull
+from windlass.serving.engine_chat import EngineChat
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from windlass.models.encoder import Encoder
     from windlass.retrieval.overview import Overview
     from windlass.retrieval.pipeline import Pipeline
+    from windlass.serving.request import PlannedMember
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,10 +45,11 @@ _OVERVIEW_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, and the request's id (empty for a page's connection)."""
+    """Who sent a request, the request's id (empty for a page's connection), and its place in a batch's plan."""
 
     tenant: Tenant
     request_id: str
+    planned: PlannedMember | None = None
 
 
 class _Cancellable(Protocol):
@@ -140,19 +143,15 @@ class Services:
 
         None when the model does not run on the compiled engine of this machine.
         """
-        from windlass.models.cpu_engine import CpuEngine
-        from windlass.models.generate import LocalModel
-
         model = self.chat_model()
-        if not isinstance(model, LocalModel) or not isinstance(model.decoder, CpuEngine):
+        if not isinstance(model, EngineChat):
             return None
         with self._engine_lock:
-            if self._engine is None or self._engine.model is not model:
+            if self._engine is None or self._engine.chat is not model:
                 if self._engine is not None:
                     self._engine.close()
                 weights = {tenant.name: tenant.weight for tenant in self.tenants.values()}
-                settings = self.pipeline.settings.server
-                self._engine = EngineModel(model, settings, weights=weights, waiting=self.limits.waiting)
+                self._engine = EngineModel(model, weights=weights, waiting=self.limits.waiting)
             return self._engine
 
     @property

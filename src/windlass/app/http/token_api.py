@@ -75,11 +75,13 @@ def _detokenized(services: Services, tenant: Tenant, body: DetokenizeRequest) ->
 
 def _local_model(services: Services, tenant: Tenant, name: str | None) -> LocalModel:
     from windlass.models.generate import LocalModel
+    from windlass.serving.engine_chat import EngineChat
 
     name = services.chat_model_id if name is None else name
     if name != services.chat_model_id or not tenant.may_use(name):
         raise no_such_model(name)
-    model = services.chat_model()
+    found = services.chat_model()
+    model = found.model if isinstance(found, EngineChat) else found
     if not isinstance(model, LocalModel):
         raise ApiError(400, f"the tokenizer of {name} is not on this machine", code="feature_unavailable")
     return model
