@@ -14,8 +14,9 @@ import numpy as np
 from numba import types
 
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     div_float,
     exp2_float,
@@ -37,8 +38,6 @@ from windlass.kernels.simd import (
     zero_float,
 )
 
-CHUNK = 256
-"""Slots of a context whose scores are kept at once."""
 RUNS_AHEAD = 2
 """Runs whose memory is asked for before they are needed."""
 
@@ -112,9 +111,12 @@ def _score_rows(
 @inlined
 def _blend_rows(
     scores: Any, s0: int, s1: int, s2: int, rows: int, size: int, data: Any, value_at: int, out: Any, o0: int, o1: int,
-    o2: int,
+    o2: int, ahead: int,
 ) -> None:  # fmt: skip
-    """Add `rows` values, weighted by the scores of three heads, to three outputs."""
+    """Add `rows` values, weighted by the scores of three heads, to three outputs; ask for as many from `ahead`.
+
+    A line at a time beside the sums: a burst of requests fills the queue to memory, and all loads behind it wait.
+    """
     wide = size // (4 * LANES) * (4 * LANES)
     for i in range(0, wide, 4 * LANES):
         j, k, m = i + LANES, i + 2 * LANES, i + 3 * LANES
@@ -138,6 +140,7 @@ def _blend_rows(
         )
         for row in range(rows):
             at = value_at + row * size
+            prefetch(data, ahead + row * size + i)
             a, b, c = repeat(scores, s0 + row), repeat(scores, s1 + row), repeat(scores, s2 + row)
             value = load_half(data, at + i)
             a0, b0, c0 = fma(a, value, a0), fma(b, value, b0), fma(c, value, c0)
@@ -271,12 +274,12 @@ def attend(
         for head in range(key_heads):
             values = base + value_at + head * head_stride
             place, at = head * group * room + begins[run] + skip - begin, out_at + head * unit
-            _fetch_rows(data, ahead + head * head_stride, rows * size)
+            coming_values = ahead + head * head_stride
             for member in range(0, group, 3):
                 second, third = min(member + 1, group - 1), min(member + 2, group - 1)
                 _blend_rows(
                     scores, place + member * room, place + second * room, place + third * room, rows, size, data,
-                    values, out, at + member * size, at + second * size, at + third * size,
+                    values, out, at + member * size, at + second * size, at + third * size, coming_values,
                 )  # fmt: skip
 
 

@@ -87,6 +87,7 @@ class SparseCoding(Estimator):
         components_: `[H, D]`: the elements.
         prior_: How often each is active, or chance of each value.
         noise_: Standard deviation of what the elements leave.
+        n_iter_: Steps made.
         history_: One `ConvergenceLog` a step; the objective is the mean truncated log evidence at its temperature.
     """
 
@@ -130,6 +131,7 @@ class SparseCoding(Estimator):
             evidence = self._step(data, temperature, min(1.0, done * 1.5), revive=done < self._cools_by)
             if done < self._cools_by:
                 self._shake(data, step, 1 - done / self._cools_by)
+            self.n_iter_ = step + 1
             detail = {"temperature": temperature, "noise": float(self.noise_)}
             self.history_.append(ConvergenceLog(step, evidence, time.perf_counter() - began, detail))
             progress.advance("learn", 1, f"evidence {evidence:.5g}")

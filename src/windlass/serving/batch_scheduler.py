@@ -149,7 +149,7 @@ class BatchScheduler(StallFree):
         """Admit the first sequence in the batch's order that need not wait for a prefix; whether one was."""
         if len(self.running) >= self.max_num_seqs:
             return False
-        passed = []
+        passed: list[tuple[int, int, Sequence]] = []
         chosen = None
         while progress.waiting and len(passed) < _LOOK_AHEAD and chosen is None:
             entry = heapq.heappop(progress.waiting)

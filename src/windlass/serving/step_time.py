@@ -16,7 +16,14 @@ DECODES = (0, 4)
 
 
 def measure(executor: BatchExecutor, kv: KVManager, *, repeats: int = 2, seconds: float = math.inf) -> StepFit:
-    """Run a few steps of prompts and generations on the executor of an idle engine and fit their durations.
+    """What steps take here, fitted to `measured_steps`."""
+    return fit_steps(measured_steps(executor, kv, repeats=repeats, seconds=seconds))
+
+
+def measured_steps(
+    executor: BatchExecutor, kv: KVManager, *, repeats: int = 2, seconds: float = math.inf
+) -> list[MeasuredStep]:
+    """Run a few steps of prompts and generations on the executor of an idle engine.
 
     What the pages hold does not matter for the time, so contexts are not computed first. The fastest of the repeats
     counts; nothing is repeated any more once the steps took `seconds` together.
@@ -38,7 +45,7 @@ def measure(executor: BatchExecutor, kv: KVManager, *, repeats: int = 2, seconds
         steps.append(MeasuredStep(BatchShape.of(batch), shortest))
         for item in batch.items:
             kv.release(item.seq, keep=False)
-    return fit_steps(steps)
+    return steps
 
 
 def warm_up(executor: BatchExecutor, kv: KVManager) -> None:

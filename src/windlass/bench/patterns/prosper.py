@@ -21,7 +21,7 @@ _CLOSE = 0.5
 
 
 def run(context: BenchContext) -> BenchReport:
-    seeds = 3 if context.quick else 20
+    seeds, points = (3, 400) if context.quick else (20, 1000)
     kinds = {"binary": BinarySparseCoding, "occluding": MaximalCauses}
     if not context.quick:
         kinds["ternary"] = TernarySparseCoding
@@ -29,7 +29,7 @@ def run(context: BenchContext) -> BenchReport:
     for name, kind in kinds.items():
         found, noise = [], []
         for seed in range(seeds):
-            data, elements = bars(5, 1000, seed, name)
+            data, elements = bars(5, points, seed, name)
             model = kind(10, random_state=seed).fit(data, progress=context.progress)
             found.append(found_bars(model.components_, elements, signed=name == "ternary") == 10)
             noise.append(abs(model.noise_ - 2) / 2)
@@ -38,11 +38,11 @@ def run(context: BenchContext) -> BenchReport:
         metrics.append(
             metric(f"{name}: runs that find all 10 bars", "share", share, better="higher", least=0.95, note=note)
         )
-    metrics += _others(context, seeds)
+    metrics += _others(seeds, points)
     for size, count in ((5, 1000),) if context.quick else ((5, 1000), (8, 2000)):
         metrics += _step(context, size, count)
     return context.report(
-        mode="measured", workload=f"bars test, 5 x 5 images, 1,000 points, noise 2, {seeds} seeds", metrics=metrics
+        mode="measured", workload=f"bars test, 5 x 5 images, {points:,} points, noise 2, {seeds} seeds", metrics=metrics
     )
 
 
@@ -68,7 +68,7 @@ def found_bars(made: np.ndarray, elements: np.ndarray, *, signed: bool) -> int:
     return int((off.min(axis=0) < _CLOSE).sum())
 
 
-def _others(context: BenchContext, seeds: int) -> list[Metric]:
+def _others(seeds: int, points: int) -> list[Metric]:
     """scikit-learn's decompositions on occluding bars, each element scaled to brightness 10."""
     decomposition = peer_module("sklearn.decomposition")
     if decomposition is None:
@@ -81,7 +81,7 @@ def _others(context: BenchContext, seeds: int) -> list[Metric]:
     ours: list[int] = []
     theirs: dict[str, list[int]] = {name: [] for name in ways}
     for seed in range(seeds):
-        data, elements = bars(5, 1000, seed, "occluding")
+        data, elements = bars(5, points, seed, "occluding")
         ours.append(found_bars(MaximalCauses(10, random_state=seed).fit(data).components_, elements, signed=False))
         for name, way in ways.items():
             made = way().fit(np.maximum(data, 0) if name == "NMF" else data).components_
