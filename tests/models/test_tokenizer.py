@@ -192,3 +192,30 @@ def test_what_templates_commonly_use_works() -> None:
 def test_a_model_without_template_still_chats() -> None:
     tokenizer = tokenizer_from_gguf(metadata(**{"tokenizer.chat_template": None}), "here")
     assert tokenizer.decode(tokenizer.chat([{"role": "user", "content": "the sea"}])) == "User: the sea\n\nAssistant:"
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text(max_size=12), max_size=4), between=st.lists(st.text(max_size=6), min_size=5, max_size=5))
+def test_texts_that_are_cut_out_have_the_same_tokens_everywhere(texts: list[str], between: list[str]) -> None:
+    tokenizer = TOKENIZERS["smollm"]
+    content = between[0] + "".join(text + after for text, after in zip(texts, between[1:], strict=False))
+    pieces = tokenizer.chat_pieces([{"role": "user", "content": content}], texts)
+    for tokens, number in pieces:
+        if number is not None:
+            assert tokens == tokenizer.encode(texts[number])
+    whole = [token for tokens, _ in pieces for token in tokens]
+    plain = tokenizer.chat([{"role": "user", "content": content}])
+    assert tokenizer.decode(whole) == tokenizer.decode(plain)
+    # No text, whatever it spells, makes a control token, or breaks one of the template's.
+    assert [token for token in whole if token in tokenizer.vocabulary.control] == [
+        token for token in plain if token in tokenizer.vocabulary.control
+    ]
+
+
+def test_a_text_may_spell_a_control_token_or_a_word_of_the_template() -> None:
+    tokenizer = TOKENIZERS["smollm"]
+    messages = [{"role": "user", "content": f"see {CONTROLS[1]} and user"}]
+    cut = tokenizer.chat_pieces(messages, ["user", CONTROLS[1], f"{CONTROLS[1]} and"])
+    assert [number for _, number in cut if number is not None] == [2, 0]
+    controls = [token for tokens, _ in cut for token in tokens if token in tokenizer.vocabulary.control]
+    assert controls == [token for token in tokenizer.chat(messages) if token in tokenizer.vocabulary.control]

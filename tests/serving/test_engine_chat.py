@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,28 @@ def test_a_closed_engine_says_so(model: LocalModel) -> None:
     chat.close()
     with pytest.raises(Busy):
         list(chat.chat(CHATS[0]))
+
+
+def test_a_second_question_over_the_same_passages_takes_them(model: LocalModel, tmp_path: Path) -> None:
+    passages = ["the first passage speaks of ships and ropes", "the second one of anchors and chains and of the sea"]
+
+    def messages(question: str, *order: int) -> list[dict[str, str]]:
+        body = "\n".join(passages[number] for number in order)
+        return [{"role": "system", "content": "answer"}, {"role": "user", "content": f"{body}\n{question}"}]
+
+    def ask(chat: EngineChat, question: str, *order: int) -> dict[str, float] | None:
+        reply = chat.chat_over(messages(question, *order), passages, max_tokens=4)
+        assert "".join(reply)
+        return dict(reply.approximations.get("chunks", {})) or None
+
+    first = EngineChat.start(model, ServerSettings(), tmp_path)
+    assert ask(first, "which?", 0, 1) is None
+    named = ask(first, "who?", 1, 0)
+    first.close()
+    assert named is not None and named["reused_tokens"] > 0
+    later = EngineChat.start(model, ServerSettings(), tmp_path)
+    assert ask(later, "where?", 1, 0) == named
+    assert "".join(later.chat(messages("who?", 0, 1), max_tokens=4)) == "".join(
+        model.chat(messages("who?", 0, 1), max_tokens=4)
+    )
+    later.close()

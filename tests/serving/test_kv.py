@@ -80,7 +80,7 @@ class Memory(RuleBasedStateMachine):
             return
         tokens = (seq.tokens[len(past) :] + [7] * count)[:count]
         seq.tokens[len(past) :] = tokens + seq.tokens[len(past) + count :]
-        for slot, token in zip(seq.view.slots(count), tokens, strict=True):
+        for slot, token in zip(seq.view.slots(np.arange(count)), tokens, strict=True):
             page = int(slot) // SIZE
             assert self.pool.owners[page] == 1, "a page with two owners is written"
             self.pool.slots[int(slot)] = (token, len(past))
@@ -275,8 +275,8 @@ def test_runs_of_a_context_that_begins_inside_a_page() -> None:
     view.extend([kv.pool.take()])
     kv._taken += 1
     assert [part.tolist() for part in view.runs(3)] == [[0, 1, 2, 3], [2, 0, 0, 0], [2, 4, 1, 3]]
-    assert view.slots(3).tolist() == [12, 13, 14] and view.next_position == 100
-    assert view.slots(3).dtype == np.int64
+    assert view.slots(np.arange(3)).tolist() == [12, 13, 14] and view.next_position == 100
+    assert view.slots(np.arange(3)).dtype == np.int64
 
 
 @settings(max_examples=50, deadline=None)
@@ -289,7 +289,7 @@ def test_runs_name_every_slot_once(start: int, length: int, ahead: int) -> None:
     slots = [p * SIZE + s for p, b, n in zip(pages, starts, lengths, strict=True) for s in range(b, b + n)]
     assert slots == list(range(start, start + length + ahead))
     if ahead:
-        assert view.slots(ahead).tolist() == slots[length:]
+        assert view.slots(np.arange(ahead)).tolist() == slots[length:]
 
 
 def test_bugs_are_noticed() -> None:

@@ -182,6 +182,10 @@ def print_answer(answer: Answer) -> None:
     used = f"used {answer.passages_used} of {answer.passages_found} passages, " if answer.passages_found else ""
     seconds = answer.timings.get("search", 0.0) + answer.timings.get("answer", 0.0)
     console.print(f"\n{used}{_MODES.get(answer.mode, answer.mode)}, {seconds:.2f} s", style="dim")
+    chunks = answer.approximations.get("chunks")
+    if chunks is not None:
+        reused, repaired = int(chunks["reused_tokens"]), int(chunks["repaired_tokens"])
+        console.print(f"approximate: {reused} tokens of passages read before, {repaired} of them repaired", style="dim")
     print_notices(answer.notices)
 
 

@@ -95,6 +95,12 @@ class AnswerSettings:
         least=128,
         most=1_000_000,
     )
+    reuse: str = _setting(
+        "chunks",
+        "What the decoder need not compute again when it writes: `chunks` takes passages that it read before wherever "
+        "they stand now, and repairs a part of them (faster, not exact); `exact` takes equal beginnings only.",
+        choices=("chunks", "exact"),
+    )
     min_evidence: float = _setting(
         0.35,
         "Evidence (0 to 1) below which the answer is 'not found in your files'.",
@@ -119,6 +125,18 @@ class ServerSettings:
         "Memory in MB for keys and values of running and remembered requests; one whole context at the least.",
         least=1,
         most=1_000_000,
+    )
+    chunk_cache_mb: int = _setting(
+        256,
+        "Memory in MB for passages of earlier prompts, used again wherever they stand in later ones; 0 keeps none.",
+        least=0,
+        most=1_000_000,
+    )
+    chunk_disk_mb: int = _setting(
+        1024,
+        "Disk in MB for such passages, under `.windlass/chunks`; 0 keeps them in memory only.",
+        least=0,
+        most=10_000_000,
     )
     scheduler: str = _setting(
         "stall-free",

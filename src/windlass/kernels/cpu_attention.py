@@ -194,30 +194,14 @@ def _fetch_rows(data: Any, at: int, elements: int) -> None:
         prefetch(data, at + i)
 
 
-@compiled
-def attend(
+@inlined
+def _score_chunk(
     q: Any, q_at: int, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
-    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
-    scores: Any, out: Any, out_at: int,
+    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, first: int, stop: int, begin: int, end: int,
+    scores: Any,
 ) -> None:  # fmt: skip
-    """Attention of neighbouring key heads' groups of query heads over slots `begin` to `end` of a context, at most 256.
-
-    The key heads of a run lie side by side, so memory is read in long pieces; three query heads share each key and
-    value that is read, missing ones repeat the last. Memory of the next runs is asked for while one is worked on,
-    since the processor cannot guess where the next page is.
-
-    Args:
-        q: float32 queries `[key_heads, group, size]` from `q_at`, times log2(e) / sqrt(size).
-        data: uint16, the pool, flat; keys of the first head are `key_at` behind a page's beginning, of the next
-            `head_stride` further.
-        pages, starts, begins, lengths: the runs of all contexts; `begins` counts slots from the context's start.
-        low, high: the runs of this context.
-        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
-        out: float32 from `out_at`, for each key head: sums of weighted values `[group, size]`, then for each query
-            head the largest score and the sum of weights.
-    """
-    room, unit = CHUNK + 16, group * (size + 2)
-    first, stop = _runs_between(begins, low, high, begin, end)
+    """Products of all queries with the keys of slots `begin` to `end`, which runs `first` to `stop` hold."""
+    room = CHUNK + 16
     for run in range(first, stop):
         skip = max(begin - begins[run], 0)
         rows = min(end - begins[run], lengths[run]) - skip
@@ -242,6 +226,36 @@ def attend(
                         q, q0 + member * size, q0 + second * size, q0 + third * size, size, data, k0, k1, k2, k3,
                         scores, place + row + member * room, place + row + second * room, place + row + third * room,
                     )  # fmt: skip
+
+
+@compiled
+def attend(
+    q: Any, q_at: int, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
+    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
+    scores: Any, out: Any, out_at: int,
+) -> None:  # fmt: skip
+    """Attention of neighbouring key heads' groups of query heads over slots `begin` to `end` of a context, at most 256.
+
+    The key heads of a run lie side by side, so memory is read in long pieces; three query heads share each key and
+    value that is read, missing ones repeat the last. Memory of the next runs is asked for while one is worked on,
+    since the processor cannot guess where the next page is.
+
+    Args:
+        q: float32 queries `[key_heads, group, size]` from `q_at`, times log2(e) / sqrt(size).
+        data: uint16, the pool, flat; keys of the first head are `key_at` behind a page's beginning, of the next
+            `head_stride` further.
+        pages, starts, begins, lengths: the runs of all contexts; `begins` counts slots from the context's start.
+        low, high: the runs of this context.
+        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
+        out: float32 from `out_at`, for each key head: sums of weighted values `[group, size]`, then for each query
+            head the largest score and the sum of weights.
+    """
+    room, unit = CHUNK + 16, group * (size + 2)
+    first, stop = _runs_between(begins, low, high, begin, end)
+    _score_chunk(
+        q, q_at, key_heads, group, size, data, key_at, value_at, head_stride, page_elements, pages, starts, begins,
+        lengths, first, stop, begin, end, scores,
+    )  # fmt: skip
     for head in range(key_heads):
         at = out_at + head * unit
         for i in range(0, group * size, LANES):
@@ -280,6 +294,57 @@ def _runs_between(begins: Any, low: int, high: int, begin: int, end: int) -> tup
     while stop < high and begins[stop] < end:
         stop += 1
     return first, stop
+
+
+@compiled
+def attention_mass(
+    q: Any, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
+    page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
+    bounds: Any, bound_low: int, bound_high: int, scores: Any, share: float, out: Any, out_at: int,
+) -> None:  # fmt: skip
+    """How much of a token's attention each stretch of its context gets, summed over the heads.
+
+    Args:
+        q, data, ..., high: As in `attend`; `q` begins with this token's queries.
+        begin, end: The slots that the token sees.
+        bounds: Stretch `i` of this context ends before slot `bounds[bound_low + i]`, where the next one begins; the
+            first begins at slot 0, and the last ends at `end` or behind it.
+        share: What the attention of one head counts.
+        out: float32 from `out_at`, one for each stretch; added to.
+    """
+    heads, stretches, room = key_heads * group, bound_high - bound_low, CHUNK + 16
+    sums, tops, pair = np.zeros((heads, stretches), np.float32), np.empty(heads, np.float32), np.empty(2, np.float32)
+    tops[:] = -np.inf
+    for chunk in range(begin // CHUNK, (end + CHUNK - 1) // CHUNK):
+        from_, to = max(begin, chunk * CHUNK), min(end, (chunk + 1) * CHUNK)
+        first, stop = _runs_between(begins, low, high, from_, to)
+        _score_chunk(
+            q, 0, key_heads, group, size, data, key_at, value_at, head_stride, page_elements, pages, starts, begins,
+            lengths, first, stop, from_, to, scores,
+        )  # fmt: skip
+        for head in range(heads):
+            _soften(scores, head * room, to - from_, pair, 0)
+            weight = np.float32(1)
+            if pair[0] > tops[head]:
+                fade = np.float32(2.0 ** (tops[head] - pair[0]))
+                for stretch in range(stretches):
+                    sums[head, stretch] *= fade
+                tops[head] = pair[0]
+            else:
+                weight = np.float32(2.0 ** (pair[0] - tops[head]))
+            at = from_
+            for stretch in range(stretches):
+                total = np.float32(0)
+                while at < min(to, bounds[bound_low + stretch]):
+                    total += scores[head * room + at - from_]
+                    at += 1
+                sums[head, stretch] += weight * total
+    for head in range(heads):
+        whole = np.float32(0)
+        for stretch in range(stretches):
+            whole += sums[head, stretch]
+        for stretch in range(stretches):
+            out[out_at + stretch] += np.float32(share) * sums[head, stretch] / whole
 
 
 @inlined
@@ -343,3 +408,11 @@ ATTEND = Compiled(
     ),
 )
 call_attend = caller(ATTEND.signature)
+MASS = Compiled(
+    attention_mass,
+    types.void(
+        _F32, _INT, _INT, _INT, _U16, _INT, _INT, _INT, _INT, _I64, _I64, _I64, _I64, _INT, _INT, _INT, _INT, _I64,
+        _INT, _INT, _F32, types.float64, _F32, _INT,
+    ),
+)  # fmt: skip
+call_mass = caller(MASS.signature)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class ChatModel(Protocol):
@@ -38,4 +38,26 @@ class ChatModel(Protocol):
         Raises:
             UsageError: Prompt and answer do not fit the context; never a silent cut.
         """
+        ...
+
+
+class Reply(Protocol):
+    """An answer, piece by piece."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    @property
+    def approximations(self) -> Mapping[str, Mapping[str, float]]:
+        """What made it differ from the answer of a full computation, by the name of the option; empty: nothing."""
+        ...
+
+
+@runtime_checkable
+class PassageModel(Protocol):
+    """A chat model that keeps what it computed for passages, to use it again where they stand in other prompts."""
+
+    def chat_over(
+        self, messages: Sequence[Mapping[str, str]], passages: Sequence[str], *, max_tokens: int, seed: int = 0
+    ) -> Reply:
+        """As `ChatModel.chat`; `passages` are texts that stand in the messages, word for word."""
         ...

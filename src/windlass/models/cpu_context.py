@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 
 from windlass.kernels.compiled import Compiled, caller, compiled, pasted
-from windlass.kernels.cpu_attention import CHUNK, call_attend, finish, merge, normalize, remember, rotate
+from windlass.kernels.cpu_attention import CHUNK, call_attend, call_mass, finish, merge, normalize, remember, rotate
 from windlass.kernels.meeting import meet
 from windlass.kernels.simd import LANES, load_float, store_float
 from windlass.models.cpu_tables import (
@@ -24,6 +24,7 @@ from windlass.models.cpu_tables import (
     KEY_HEADS,
     KEYS_CALL,
     MANY_CALL,
+    MASS_CALL,
     MERGE_CALL,
     PAGE_TOKENS,
     Q_NORM,
@@ -239,3 +240,28 @@ def attention(
     for token in range(thread, tokens, threads):
         out = s.mixed[token * mixed : (token + 1) * mixed]
         call_merge_parts(w.calls[MERGE_CALL], (token, layer, w, batch, s, thread, out))
+
+
+@compiled
+def _measure_mass(thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch) -> None:
+    """Add what each token attends to in this layer to its line of `s.mass`, for sequences that have bounds."""
+    tokens, heads, key_heads, size = batch.ids.shape[0], w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
+    stride, widest = w.sizes[PAGE_TOKENS] * size, s.mass.shape[0] // tokens
+    key_at, layers = layer * 2 * key_heads * stride, w.extras.shape[0]
+    for token in range(thread, tokens, threads):
+        row = batch.rows[token]
+        low, high = batch.bound_offsets[row], batch.bound_offsets[row + 1]
+        if low == high:
+            continue
+        _turn_queries(token, 0, key_heads, layer, w, batch, s, thread, s.own_queries[thread])
+        arguments = (
+            s.own_queries[thread], key_heads, heads // key_heads, size, data, key_at, key_at + key_heads * stride,
+            stride, layers * 2 * key_heads * stride, batch.pages, batch.starts, batch.begins, batch.lengths,
+            batch.offsets[row], batch.offsets[row + 1], _first_seen(token, layer, w, batch), batch.visible[token],
+            batch.bounds, low, high, s.scores[thread], 1.0 / (heads * layers), s.mass, token * widest,
+        )  # fmt: skip
+        call_mass(w.calls[MASS_CALL], arguments)
+
+
+MEASURE_MASS = Compiled(_measure_mass, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH))
+call_measure_mass = caller(MEASURE_MASS.signature)

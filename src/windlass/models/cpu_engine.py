@@ -25,13 +25,14 @@ from windlass.models.config import packing_obstacle
 from windlass.models.cpu_packing import pack
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
-from windlass.models.token_batch import TokenBatch, Wanted
+from windlass.models.token_batch import AttentionMass, TokenBatch, Wanted
 from windlass.models.weights import WeightSource, open_weights
 
 PREFILL_CHUNK = 256
 """Tokens of a prompt computed together."""
 MOST_THREADS = 8
 """More threads than memory channels only wait for each other."""
+_NO_BOUNDS = np.zeros(0, np.int64)
 
 
 class CpuEngine:
@@ -82,6 +83,11 @@ class CpuEngine:
         """Bytes of weights in memory; about the bytes of the file."""
         return self.packed.arena.nbytes + self.packed.floats.nbytes
 
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """Radians a position that each channel pair of a key is turned by, `[head_dim / 2]`."""
+        return self._frequencies
+
     def cache(self) -> SequenceCache:
         """An empty sequence."""
         return SequenceCache(self._pool)
@@ -125,7 +131,13 @@ class CpuEngine:
             check_tokens(np.array([token]), self.config, cache.length)
         return self._append([np.array([token]) for token in tokens], caches)[0]
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None) -> Floats:
+    def forward_tokens(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> Floats:
         """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
 
         Args:
@@ -133,6 +145,7 @@ class CpuEngine:
             pool: Pages of this model's shape, made by `new_pool`. Nothing else may write to the pages of
                 the batch meanwhile.
             adapters: Low-rank updates of tokens that have any; their pages are among the pool's.
+            mass: Where to note what the tokens attend to; costs about as much as attention itself.
 
         Returns:
             Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
@@ -141,11 +154,16 @@ class CpuEngine:
             UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
         """
         with self._lock:
-            self._require_valid(batch, pool)
-            return self._compute(batch, pool, greedy=False, adapters=self._updates(batch, pool, adapters))[0]
+            self._require_valid(batch, pool, mass)
+            updates = self._updates(batch, pool, adapters)
+            return self._compute(batch, pool, greedy=False, adapters=updates, mass=mass)[0]
 
     def forward_greedy(
-        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
     ) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
 
@@ -155,8 +173,9 @@ class CpuEngine:
             UsageError: as `forward_tokens`.
         """
         with self._lock:
-            self._require_valid(batch, pool)
-            logits, chosen = self._compute(batch, pool, greedy=True, adapters=self._updates(batch, pool, adapters))
+            self._require_valid(batch, pool, mass)
+            updates = self._updates(batch, pool, adapters)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=updates, mass=mass)
             if len(logits):
                 chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
             return chosen
@@ -192,7 +211,13 @@ class CpuEngine:
             return found
 
     def _compute(
-        self, batch: TokenBatch, pool: PagePool, *, greedy: bool, adapters: cpu_tables.Adapters | None = None
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        *,
+        greedy: bool,
+        adapters: cpu_tables.Adapters | None = None,
+        mass: AttentionMass | None = None,
     ) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
@@ -206,9 +231,13 @@ class CpuEngine:
         step = cpu_tables.Batch(
             batch.ids, batch.positions, batch.rows, batch.slots, batch.visible, batch.context_pages,
             batch.context_starts, begins, batch.context_lengths, batch.context_offsets, batch.out_rows,
+            *((_NO_BOUNDS, _NO_BOUNDS) if mass is None else (mass.bounds, mass.offsets)),
         )  # fmt: skip
+        scratch = self._room_for(tokens, seen)
+        if mass is not None:
+            scratch = scratch._replace(mass=mass.shares.reshape(-1))
         shared = (
-            self._barrier, self._weights(), step, pool.data.reshape(-1), self._room_for(tokens, seen),
+            self._barrier, self._weights(), step, pool.data.reshape(-1), scratch,
             self._no_adapters if adapters is None else adapters,
         )  # fmt: skip
         out = (logits.reshape(-1), best, chosen)
@@ -223,7 +252,7 @@ class CpuEngine:
         winners = (by_thread == highest) & np.isfinite(highest)
         return logits, np.where(winners, ids, self.config.vocab_size).min(axis=0)
 
-    def _require_valid(self, batch: TokenBatch, pool: PagePool) -> None:
+    def _require_valid(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None) -> None:
         config = self.config
         expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
         if pool.shape != expected:
@@ -234,6 +263,8 @@ class CpuEngine:
             vocab_size=config.vocab_size,
             max_position=config.max_position,
         )
+        if mass is not None:
+            mass.require_valid(batch)
 
     def _updates(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None) -> cpu_tables.Adapters | None:
         if adapters is None or (adapters.slots < 0).all():
@@ -317,6 +348,7 @@ class CpuEngine:
             tops=floats(tokens * -(-config.vocab_size // 16) if self.packed.has_coarse_head else 0),
             ranked=floats(threads, cpu_tables.CANDIDATES),
             candidates=np.zeros((threads, cpu_tables.CANDIDATES), np.int64),
+            mass=floats(0),
         )
 
 

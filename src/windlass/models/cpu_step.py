@@ -15,7 +15,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from windlass.kernels.compiled import Compiled, caller, compiled
-from windlass.kernels.cpu_attention import ATTEND
+from windlass.kernels.cpu_attention import ATTEND, MASS
 from windlass.kernels.cpu_gemm import TILE_PRODUCT, VECTOR_PRODUCT, unpack_row
 from windlass.kernels.lora import EXPAND, SHRINK
 from windlass.kernels.meeting import meet
@@ -23,11 +23,13 @@ from windlass.models.cpu_adapters import EXPAND_ROWS, SHRINK_TOKENS, call_expand
 from windlass.models.cpu_context import (
     ATTEND_FEW,
     ATTEND_MANY,
+    MEASURE_MASS,
     MERGE_PARTS,
     STORE_KEYS,
     TURN,
     attention,
     call_attend_few,
+    call_measure_mass,
     call_merge_parts,
 )
 from windlass.models.cpu_head import FIND_HEAD, call_head
@@ -60,6 +62,7 @@ from windlass.models.cpu_tables import (
     KIND,
     LARGEST_BLOCKS,
     LAYER_CALL,
+    MEASURE_CALL,
     MERGE_CALL,
     OUTPUT,
     PROJECT_CALL,
@@ -83,7 +86,7 @@ def kernel_addresses() -> NDArray[np.int64]:
     """What `Weights.calls` holds: the machine code of the kernels, compiled or read from disk now."""
     kernels = (
         TILE_PRODUCT, VECTOR_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, TURN, STORE_KEYS, ATTEND_FEW,
-        MERGE_PARTS, ATTEND_MANY, FIND_HEAD, LAYER, SHRINK, EXPAND, SHRINK_TOKENS, EXPAND_ROWS,
+        MERGE_PARTS, ATTEND_MANY, FIND_HEAD, LAYER, SHRINK, EXPAND, SHRINK_TOKENS, EXPAND_ROWS, MASS, MEASURE_MASS,
     )  # fmt: skip
     return np.array([kernel.address() for kernel in kernels], np.int64)
 
@@ -168,12 +171,16 @@ def _layer(
     if tokens == 1:
         call_attend_few(w.calls[FEW_CALL], (thread, threads, layer, w, batch, data, s))
         meet(barrier, threads)
+        if batch.bounds.shape[0] > 0:
+            call_measure_mass(w.calls[MEASURE_CALL], (thread, threads, layer, w, batch, data, s))
         call_merge_parts(w.calls[MERGE_CALL], (0, layer, w, batch, s, thread, normed))
         arguments = (0, 1, 1, normed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at)
         call_quantize(w.calls[QUANTIZE_CALL], arguments)
         _shrink(thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, normed, mixed, -1, w, adapters, data)
     else:
         attention(thread, threads, barrier, layer, w, batch, data, s)
+        if batch.bounds.shape[0] > 0:
+            call_measure_mass(w.calls[MEASURE_CALL], (thread, threads, layer, w, batch, data, s))
         meet(barrier, threads)
         arguments = (thread, threads, tokens, s.mixed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at)
         call_quantize(w.calls[QUANTIZE_CALL], arguments)

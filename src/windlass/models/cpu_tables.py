@@ -20,7 +20,7 @@ HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOC
 """Entries of `sizes`."""
 TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, TURN_CALL = range(7)
 KEYS_CALL, FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL = range(7, 13)
-SHRINK_CALL, EXPAND_CALL, SHRINK_TOKENS_CALL, EXPAND_ROWS_CALL = range(13, 17)
+SHRINK_CALL, EXPAND_CALL, SHRINK_TOKENS_CALL, EXPAND_ROWS_CALL, MASS_CALL, MEASURE_CALL = range(13, 19)
 """Entries of `Weights.calls`: addresses of compiled functions."""
 RANK, FIRST_ROW, FIRST_COLUMN = range(3)
 """Columns of a matrix in `Adapters.tables`: its rank, and where in `cells` the rows of A and the columns of B begin."""
@@ -47,7 +47,7 @@ class Weights(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The arrays of a `TokenBatch`, int64, and where in its context each run begins."""
+    """The arrays of a `TokenBatch`, int64, where in its context each run begins, and those of an `AttentionMass`."""
 
     ids: Any
     positions: Any
@@ -60,6 +60,8 @@ class Batch(NamedTuple):
     lengths: Any
     offsets: Any
     wanted: Any
+    bounds: Any
+    bound_offsets: Any
 
 
 class Scratch(NamedTuple):
@@ -67,7 +69,8 @@ class Scratch(NamedTuple):
 
     `parts` holds what `attend` makes of each cell of a few tokens' contexts; of many tokens, `queries` and `states`
     hold a row each: turned queries, and what `attend` made of the chunks so far. `pair` is for the chunk that a thread
-    is merging. `tops` is the highest guess of each tile of the head, `candidates` the tiles with the highest `ranked`.
+    is merging. `mass` is the caller's, for one step. `tops` is the highest guess of each tile of the head, `candidates`
+    the tiles with the highest `ranked`.
     """
 
     x: Any
@@ -90,6 +93,7 @@ class Scratch(NamedTuple):
     pair: Any
     ranked: Any
     candidates: Any
+    mass: Any
 
 
 class Adapters(NamedTuple):
@@ -120,7 +124,7 @@ WEIGHTS = types.NamedTuple(  # type: ignore[no-untyped-call]
 )
 BATCH = types.NamedUniTuple(_I64, len(Batch._fields), Batch)  # type: ignore[no-untyped-call]
 _OF_SCRATCH = {"xq": _arrays(types.int8), "candidates": _I64_ROWS}
-_FLAT = ("x", "qkv", "mixed", "inner", "dx", "xsum", "parts", "tops")
+_FLAT = ("x", "qkv", "mixed", "inner", "dx", "xsum", "parts", "tops", "mass")
 SCRATCH = types.NamedTuple(  # type: ignore[no-untyped-call]
     [_OF_SCRATCH.get(name, _F32 if name in _FLAT else _F32_ROWS) for name in Scratch._fields], Scratch
 )

@@ -146,3 +146,46 @@ def _require_range(name: str, values: Integers, low: int, high: int) -> None:
     wrong = values[(values < low) | (values >= high)]
     if len(wrong):
         raise UsageError(f"{name} holds {wrong[0]}, expected {low} to {high - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMass:
+    """Where the attention of a batch's tokens goes: to which stretch of its context, how much.
+
+    Attributes:
+        bounds: int64, for one sequence after the other: the slots before which its stretches end, ascending. The
+            first begins at slot 0; the last ends at or behind the last slot that a token sees.
+        offsets: int64 `[S + 1]` the bounds of sequence s are `offsets[s]` to `offsets[s + 1]`; none: nothing is noted.
+        shares: float32 `[N, most stretches]`, zeros; a step adds the mean over heads and layers, so that the line of
+            a token sums to 1.
+    """
+
+    bounds: Integers
+    offsets: Integers
+    shares: NDArray[np.float32]
+
+    @classmethod
+    def over(cls, bounds: Sequence[Sequence[int]], tokens: int) -> AttentionMass:
+        """Room for what `tokens` tokens of sequences with these bounds attend to."""
+        lengths = [len(part) for part in bounds]
+        flat = np.array([bound for part in bounds for bound in part], np.int64)
+        shares = np.zeros((tokens, max(lengths)), np.float32)
+        return cls(flat, np.concatenate(([0], np.cumsum(lengths))).astype(np.int64), shares)
+
+    def require_valid(self, batch: TokenBatch) -> None:
+        """Compiled code trusts these as well.
+
+        Raises:
+            UsageError: a shape does not fit the batch, or a sequence's bounds end before what its tokens see.
+        """
+        offsets, counts = self.offsets, np.diff(self.offsets)
+        if len(offsets) != len(batch.context_offsets) or offsets[0] != 0 or offsets[-1] != len(self.bounds):
+            raise UsageError(f"offsets of bounds do not fit {len(batch.context_offsets) - 1} sequences")
+        if (counts < 0).any() or self.shares.shape != (len(batch.ids), max(1, int(counts.max(initial=0)))):
+            raise UsageError(f"shares are {self.shares.shape}, expected a line a token, a number a stretch")
+        if self.shares.dtype != np.float32 or not self.shares.flags.c_contiguous or self.bounds.dtype != np.int64:
+            raise UsageError("shares must be contiguous float32, bounds int64")
+        for row in np.flatnonzero(counts):
+            own = self.bounds[offsets[row] : offsets[row + 1]]
+            if (np.diff(own) < 0).any() or own[0] < 0 or own[-1] < batch.visible[batch.rows == row].max(initial=0):
+                raise UsageError(f"the bounds of sequence {row} do not ascend to the end of what it sees")

@@ -182,50 +182,85 @@ class Tokenizer:
             UsageError: a message lacks a role or content, or the template refuses the conversation.
             ModelError: the template is broken or takes too long.
         """
+        return [token for tokens, _ in self.chat_pieces(messages) for token in tokens]
+
+    def chat_pieces(
+        self, messages: Sequence[Mapping[str, str]], texts: Sequence[str] = ()
+    ) -> list[tuple[list[int], int | None]]:
+        """As `chat`, cut where `texts` stand: token ids of each piece, and which of the texts it is.
+
+        Each piece is tokenized by itself, so a text has the same tokens wherever it stands. A text that the messages do
+        not hold, or that the template changed, is not found.
+
+        Raises:
+            UsageError, ModelError: as `chat`.
+        """
         for index, message in enumerate(messages):
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise UsageError(f"message {index} needs a role and a content, both text")
         if not messages:
             raise UsageError("a chat needs at least one message")
-        if self.template is None:
-            turns = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
-            return self.prompt(f"{turns}\n\nAssistant:")
-        marks = _Marks(self._controls)
+        marks = _Marks(self._controls, texts)
         hidden = [
-            {**message, "role": marks.hide(message["role"]), "content": marks.hide(message["content"])}
+            {**message, "role": marks.hide(message["role"], texts=False), "content": marks.hide(message["content"])}
             for message in messages
         ]
-        rendered = self.template.render(hidden, self._names)
-        tokens: list[int] = []
-        for text, is_literal in marks.parts(rendered):
-            tokens += self.encode(text, control=not is_literal)
-        if self.add_bos and self.bos_id is not None and tokens[:1] != [self.bos_id]:
-            tokens.insert(0, self.bos_id)
-        return tokens
+        if self.template is None:
+            turns = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in hidden)
+            rendered = f"{turns}\n\nAssistant:"
+        else:
+            rendered = self.template.render(hidden, self._names)
+        pieces: list[tuple[list[int], int | None]] = []
+        for text, is_literal, number in marks.parts(rendered):
+            tokens = self.encode(text, control=self.template is not None and not is_literal)
+            if number is None and pieces and pieces[-1][1] is None:
+                pieces[-1][0].extend(tokens)
+            else:
+                pieces.append((tokens, number))
+        return self._begun(pieces)
+
+    def _begun(self, pieces: list[tuple[list[int], int | None]]) -> list[tuple[list[int], int | None]]:
+        """`pieces` behind the token that begins a sequence, where the model wants one."""
+        if not self.add_bos or self.bos_id is None or (pieces and pieces[0][0][:1] == [self.bos_id]):
+            return pieces
+        return [([self.bos_id], None), *pieces]
 
 
 class _Marks:
-    """Stand-ins for control tokens spelled in messages, so that the template's own can be told apart."""
+    """Stand-ins for control tokens spelled in messages, so that the template's own can be told apart, and for texts
+    that are to be tokenized by themselves.
+    """
 
     OPEN, CLOSE = "\U000f1e00", "\U000f1e01"
 
-    def __init__(self, controls: Iterable[str]) -> None:
+    def __init__(self, controls: Iterable[str], texts: Sequence[str] = ()) -> None:
         self._literals = [self.OPEN, self.CLOSE, *sorted(controls, key=len, reverse=True)]
-        self._numbers = {literal: number for number, literal in enumerate(self._literals)}
-        self._find = re.compile("|".join(map(re.escape, self._literals)))
+        self._first_text = len(self._literals)
+        self._literals += texts
+        self._numbers = {text: number for number, text in reversed(list(enumerate(self._literals)))}
+        # Of texts inside texts the longer one is found, and whatever a text spells is part of it.
+        spelled = "|".join(map(re.escape, self._literals[: self._first_text]))
+        self._spelled = re.compile(spelled)
+        longest_first = sorted(filter(None, texts), key=len, reverse=True)
+        self._find = re.compile("|".join([*map(re.escape, longest_first), spelled]))
         self._mark = re.compile(f"{self.OPEN}([0-9]+){self.CLOSE}")
 
-    def hide(self, text: str) -> str:
-        return self._find.sub(lambda hit: f"{self.OPEN}{self._numbers[hit[0]]}{self.CLOSE}", text)
+    def hide(self, text: str, *, texts: bool = True) -> str:
+        find = self._find if texts else self._spelled
+        return find.sub(lambda hit: f"{self.OPEN}{self._numbers[hit[0]]}{self.CLOSE}", text)
 
-    def parts(self, rendered: str) -> list[tuple[str, bool]]:
-        """The rendered text cut at the stand-ins: (text, came from a message) in order, empty pieces left
-        out.
+    def parts(self, rendered: str) -> list[tuple[str, bool, int | None]]:
+        """The rendered text cut at the stand-ins, in order, empty pieces left out: the text, whether it came from a
+        message, and which of the texts it is.
         """
         pieces = self._mark.split(rendered)
-        named = [
-            (self._literals[int(piece)], True) if index % 2 else (piece, False) for index, piece in enumerate(pieces)
-        ]
+        named: list[tuple[str, bool, int | None]] = []
+        for place, piece in enumerate(pieces):
+            if place % 2 == 0:
+                named.append((piece, False, None))
+            else:
+                number = int(piece) - self._first_text
+                named.append((self._literals[int(piece)], True, number if number >= 0 else None))
         return [part for part in named if part[0]]
 
 

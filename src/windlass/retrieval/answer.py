@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.settings import Settings
@@ -99,13 +99,14 @@ class Answerer:
             run.notices.append("no passage fits the model's window with this question: the answer is quoted")
             return None
         try:
-            reply, pieces = write(packed, model, on_token)
+            draft = write(packed, model, on_token, reuse=self._settings.reuse == "chunks")
         except ModelError as error:
             run.notices.append(f"{error} (the answer is quoted, not written)")
             return None
-        run.usage = {"prompt_tokens": packed.tokens, "completion_tokens": pieces}
+        run.usage = {"prompt_tokens": packed.tokens, "completion_tokens": draft.pieces}
+        run.approximations = draft.approximations
         run.lap("generate")
-        sentences = check(reply, question, packed.hits, run.document_text, run.idf, encoder)
+        sentences = check(draft.text, question, packed.hits, run.document_text, run.idf, encoder)
         run.lap("check")
         carried = [item for item in sentences if item.candidate is not None]
         if mode == "auto" and 2 * len(carried) <= len(sentences):
@@ -128,6 +129,7 @@ class _Run:
         self.evidence: float | None = None
         self.notices: list[str] = []
         self.usage: dict[str, int] = {}
+        self.approximations: Mapping[str, Mapping[str, float]] = {}
         self.timings: dict[str, float] = {}
         self._load = document_text
         self._texts: dict[int, str] = {}
@@ -195,6 +197,7 @@ class _Run:
             notices=tuple(self.notices),
             timings=self.timings,
             usage=self.usage,
+            approximations=self.approximations,
             evidence=self.evidence,
         )
 

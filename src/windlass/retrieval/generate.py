@@ -9,10 +9,11 @@ thrown away), and dropped when nothing carries it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from windlass.models.chat_model import PassageModel, Reply
 from windlass.retrieval.candidates import Candidate, DocumentText, find_candidates
 from windlass.retrieval.questions import Question
 from windlass.retrieval.sentences import sentence_spans
@@ -75,11 +76,13 @@ class Packed:
     Attributes:
         messages: For `ChatModel.chat`.
         hits: The passages in it, best first.
+        passages: Their texts as they stand in the messages.
         tokens: Counted size of the prompt.
     """
 
     messages: list[dict[str, str]]
     hits: tuple[Hit, ...]
+    passages: tuple[str, ...]
     tokens: int
 
 
@@ -108,27 +111,48 @@ def pack(
     chosen: list[Hit] = []
     best: Packed | None = None
     for hit in hits:
-        messages = _messages(question, [*chosen, hit], document_text)
+        messages, passages = _messages(question, [*chosen, hit], document_text)
         tokens = _TEMPLATE_TOKENS + sum(model.count(message["content"]) for message in messages)
         if tokens > limit:
             if chosen:
                 break
             continue  # the best passage alone is too long: the next may fit
         chosen.append(hit)
-        best = Packed(messages, tuple(chosen), tokens)
+        best = Packed(messages, tuple(chosen), passages, tokens)
     return best
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a model wrote, before it is checked: its size in pieces, and what of it was not computed exactly."""
+
+    text: str
+    pieces: int
+    approximations: Mapping[str, Mapping[str, float]]
+
+
 def write(
-    packed: Packed, model: ChatModel, on_token: Callable[[str], None] | None = None, seed: int = 0
-) -> tuple[str, int]:
-    """The model's reply and its size in pieces. `on_token` hears it as it comes, before it is checked."""
+    packed: Packed,
+    model: ChatModel,
+    on_token: Callable[[str], None] | None = None,
+    seed: int = 0,
+    *,
+    reuse: bool = False,
+) -> Draft:
+    """The model's reply. `on_token` hears it as it comes, before it is checked.
+
+    With `reuse`, a model that can uses what it computed for these passages before, and keeps what it computes now.
+    """
+    reply: Reply | None = None
+    if reuse and isinstance(model, PassageModel):
+        reply = model.chat_over(packed.messages, packed.passages, max_tokens=ANSWER_TOKENS, seed=seed)
+    coming = reply or model.chat(packed.messages, max_tokens=ANSWER_TOKENS, temperature=0.0, stop=(), seed=seed)
     pieces: list[str] = []
-    for piece in model.chat(packed.messages, max_tokens=ANSWER_TOKENS, temperature=0.0, stop=(), seed=seed):
+    for piece in coming:
         pieces.append(piece)
         if on_token is not None:
             on_token(piece)
-    return "".join(pieces), len(pieces)
+    return Draft("".join(pieces), len(pieces), reply.approximations if reply is not None else {})
 
 
 def check(
@@ -187,15 +211,17 @@ def _is_relevant(claim: str, question: Question, candidate: Candidate, least: fl
     return question.coverage(question.credit(around)) >= least
 
 
-def _messages(question: str, hits: Sequence[Hit], document_text: DocumentText) -> list[dict[str, str]]:
+def _messages(
+    question: str, hits: Sequence[Hit], document_text: DocumentText
+) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """The conversation, and the texts of the passages as they stand in it."""
     blocks = merge(hits, document_text)
     # A small model attends most to what it read last, so the best passage stands at the end.
-    quoted = [
-        f"[{number}] {_as_data(name)}\n<<<\n{_as_data(text)}\n>>>" for number, (name, text) in enumerate(blocks, 1)
-    ]
+    passages = tuple(f"{_as_data(name)}\n<<<\n{_as_data(text)}\n>>>" for name, text in blocks)
+    quoted = [f"[{number}] {passage}" for number, passage in enumerate(passages, 1)]
     body = "\n\n".join(reversed(quoted))
     user = f"Passages:\n\n{body}\n\nQuestion: {_as_data(' '.join(question.split()))}\nAnswer:"
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}], passages
 
 
 def merge(hits: Sequence[Hit], document_text: DocumentText) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -154,7 +155,9 @@ class Pipeline:
             if not isinstance(self._model, str):
                 return self._model
             loaded = self._load(
-                "model", lambda name: _load_model(name, self.settings.server), self.settings.models.decoder
+                "model",
+                lambda name: _load_model(name, self.settings.server, self.workspace.state / "chunks"),
+                self.settings.models.decoder,
             )
             if loaded is not None:
                 self._model = loaded
@@ -440,7 +443,7 @@ def _load_encoder(name: str, precision: str) -> Encoder:
     return BertEncoder.load(locate(name), precision="float32" if precision == "float32" else "int8")
 
 
-def _load_model(name: str, settings: ServerSettings) -> ChatModel:
+def _load_model(name: str, settings: ServerSettings, chunk_folder: Path) -> ChatModel:
     if name.startswith(("http://", "https://")):
         from windlass.models.remote import RemoteModel
 
@@ -451,7 +454,7 @@ def _load_model(name: str, settings: ServerSettings) -> ChatModel:
     from windlass.serving.engine_chat import EngineChat
 
     model = LocalModel.load(locate(name))
-    return EngineChat.start(model, settings) if isinstance(model.decoder, CpuEngine) else model
+    return EngineChat.start(model, settings, chunk_folder) if isinstance(model.decoder, CpuEngine) else model
 
 
 def _check_query(query: str, k: int) -> None:

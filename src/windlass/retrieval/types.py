@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -139,6 +139,7 @@ class Answer:
         notices: Things the reader should know ("embeddings are still being made: 40 % done").
         timings: Seconds by stage.
         usage: Token counts of the model, empty when none ran.
+        approximations: What made a written answer differ from that of a full computation, by the name of the option.
         evidence: How likely the passages answer the question, in [0, 1]; below `answer.min_evidence` nothing was
             answered. None when it was not judged.
     """
@@ -154,6 +155,7 @@ class Answer:
     notices: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     usage: dict[str, int] = field(default_factory=dict)
+    approximations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evidence: float | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from windlass.serving.kv import KVManager
 from windlass.serving.request import Sequence
 
@@ -13,17 +16,36 @@ Kind = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """The next `n_tokens` known tokens of a sequence, from token `start` on."""
+    """The next `n_tokens` tokens that a sequence is to compute, from token `start` on.
+
+    `places` says which tokens they are when they are not neighbours: those between them were taken from chunks.
+    """
 
     seq: Sequence
     n_tokens: int
     kind: Kind
     start: int
+    places: NDArray[np.int64] | None = None
+
+    @staticmethod
+    def next_of(seq: Sequence, count: int, kind: Kind) -> WorkItem:
+        """The next `count` tokens of `seq`."""
+        return WorkItem(seq, count, kind, seq.computed, None if seq.todo is None else seq.todo[:count])
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """Which tokens of the sequence these are, int64 [n_tokens]."""
+        return np.arange(self.start, self.start + self.n_tokens) if self.places is None else self.places
+
+    @property
+    def stop(self) -> int:
+        """The token behind the last one computed."""
+        return self.start + self.n_tokens if self.places is None else int(self.places[-1]) + 1
 
     @property
     def samples(self) -> bool:
         """Whether the step ends with a new token: the last known one is among those computed."""
-        return self.start + self.n_tokens == len(self.seq.tokens)
+        return self.stop == len(self.seq.tokens)
 
 
 @dataclass(slots=True)
@@ -46,7 +68,7 @@ class BatchShape:
     Attributes:
         tokens: Tokens computed.
         samples: Rows of logits.
-        prefill_pairs: Query-key pairs of prompt chunks: sum of `n * (start + n / 2)`.
+        prefill_pairs: Query-key pairs of prompt chunks: sum of `n * (start + stop) / 2`.
         decode_context: Context tokens read by decoding sequences.
     """
 
@@ -62,7 +84,8 @@ class BatchShape:
             if item.kind == "decode":
                 context += item.start + 1
             else:
-                pairs += item.n_tokens * (item.start + item.n_tokens / 2)
+                # Places are spread over what lies between them, roughly evenly.
+                pairs += item.n_tokens * (item.start + item.stop) / 2
         return BatchShape(batch.n_tokens, sum(item.samples for item in batch.items), pairs, context)
 
 
@@ -83,12 +106,15 @@ class StepResult:
         tokens: New tokens by sequence id, for items that sample.
         duration_s: How long it took, on the executor's clock.
         failed: Errors by sequence id; the others of the batch are not affected.
+        shares: What computed tokens attended to, by sequence id, for sequences that asked (`Sequence.reuse`): float32
+            [n_tokens, stretches].
         counters: Further figures of the executor's own.
     """
 
     tokens: dict[str, Sampled]
     duration_s: float
     failed: dict[str, Exception] = field(default_factory=dict)
+    shares: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
 
 

@@ -26,6 +26,7 @@ from windlass.serving.request import FinishReason, Request, Sequence, State, seq
 
 if TYPE_CHECKING:
     from windlass.serving.adapters import EngineAdapters
+    from windlass.serving.chunk_cache import ChunkOptions
     from windlass.serving.schedule_trace import ScheduleTrace
 
 log = logging.getLogger("windlass.serving")
@@ -63,6 +64,7 @@ class EngineConfig:
         max_queue_per_tenant: Of these, of one tenant.
         max_queued_tokens: Prompt tokens that may wait.
         check_every: Steps between checks of the memory's books; 0: never.
+        chunks: How chunks of prompts are kept for requests that allow it (`Request.reuse_chunks`); None: they are not.
         strict: Raise our own bugs instead of failing the request they belong to.
     """
 
@@ -70,6 +72,7 @@ class EngineConfig:
     max_queue_per_tenant: int = 64
     max_queued_tokens: int = 1 << 20
     check_every: int = 0
+    chunks: ChunkOptions | None = None
     strict: bool = False
 
 
@@ -112,6 +115,12 @@ class RequestHandle:
     def done(self) -> bool:
         """Whether the last event is there, taken out or not."""
         return self._unfinished == 0
+
+    @property
+    def approximations(self) -> dict[str, dict[str, float]]:
+        """What made the answers differ from those of a full computation, by the name of the option; empty: nothing."""
+        plans = [seq.reuse for seq in self.sequences if seq.reuse is not None and seq.reuse.taken]
+        return {"chunks": plans[0].report()} if plans else {}
 
     def take(self) -> list[Event]:
         """The events since the last call."""
@@ -199,6 +208,8 @@ class Engine:
             UsageError: its id is in use.
         """
         self._require_memory(request)
+        if self.kv.chunks is not None:
+            self.kv.chunks.fetch(request)
         handle = RequestHandle(request, sequences_of(request))
         with self._lock:
             if request.id in self._handles:
@@ -377,6 +388,9 @@ class Engine:
 
     def _run(self, batch: Batch) -> StepResult:
         try:
+            if self.kv.chunks is not None:
+                for item in batch.items:
+                    self.kv.chunks.place(item.seq)
             return self.executor.run(batch)
         except Exception as error:
             if self.config.strict:
@@ -391,9 +405,9 @@ class Engine:
             if error is not None:
                 self._finish(seq, FinishReason.ERROR, now, error=error)
                 continue
-            assert seq.view is not None
-            seq.view.advance(item.n_tokens)
-            seq.computed += item.n_tokens
+            if self.kv.chunks is not None and seq.id in result.shares:
+                self.kv.chunks.watch(seq, item.indices, result.shares[seq.id])
+            seq.advance(item.n_tokens)
             if item.n_tokens > 1 or seq.computed % self.kv.page_tokens == 0:
                 self.kv.publish(seq)
             sampled = result.tokens.get(seq.id)
@@ -471,5 +485,7 @@ class Engine:
 
     def _release(self) -> None:
         for seq in self._over:
+            if self.kv.chunks is not None and seq.finish is not FinishReason.ERROR:
+                self.kv.chunks.keep(seq)
             self.kv.release(seq, keep=seq.finish is not FinishReason.ERROR)
         self._over.clear()

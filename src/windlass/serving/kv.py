@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from windlass.core.errors import EngineBug, PoolExhausted, UsageError
 from windlass.serving.adapter_pages import AdapterPages
 from windlass.serving.kv_view import KVView, Span
 from windlass.serving.prefix_tree import Eviction, Match, PrefixKey, PrefixTree
-from windlass.serving.request import Sequence
+from windlass.serving.request import Request, Sequence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from windlass.serving.chunk_plan import ReusePlan
 
 Reserve = Literal["prompt", "full"]
 
@@ -36,6 +42,29 @@ class Pool(Protocol):
     def copy(self, page: int) -> int:
         """A page of one's own with the same content."""
         ...
+
+
+class ChunkReuse(Protocol):
+    """Keeps the keys and values of chunks; `chunk_cache.ChunkCache` is one. All but `fetch` on the engine's thread."""
+
+    def fetch(self, request: Request) -> None:
+        """Have the chunks of a request that is about to wait at hand; may read the disk, in any thread."""
+
+    def plan(self, seq: Sequence, known: int) -> ReusePlan | None:
+        """What of `seq` beyond its first `known` tokens is taken from chunks, or watched to become one."""
+        ...
+
+    def place(self, seq: Sequence) -> None:
+        """Write what was planned to the pages of `seq`, once."""
+
+    def watch(self, seq: Sequence, indices: NDArray[np.int64], shares: NDArray[np.float32]) -> None:
+        """Tokens `indices` of `seq` were computed and attended to this."""
+
+    def keep(self, seq: Sequence) -> None:
+        """Remember the chunks that `seq` computed, while it still has its pages."""
+
+    def close(self) -> None:
+        """Write what waits to be written."""
 
 
 class PageCounts:
@@ -93,6 +122,7 @@ class KVManager:
         revision: Names the weights; pages of other weights never match.
         eviction: Which cached pages go first.
         adapters: The books of adapters in the same pool; None when no request has any.
+        chunks: Where chunks of prompts are kept for other contexts than their own; None: nowhere.
 
     Raises:
         UsageError: there is not a single page.
@@ -109,6 +139,7 @@ class KVManager:
         revision: str = "",
         eviction: Eviction = "lru",
         adapters: AdapterPages | None = None,
+        chunks: ChunkReuse | None = None,
     ) -> None:
         if pages < 1 or page_tokens < 1:
             raise UsageError(f"{pages} pages of {page_tokens} tokens hold nothing", hint="give the cache more memory")
@@ -120,6 +151,7 @@ class KVManager:
         self.tree = PrefixTree(page_tokens, self._is_idle, eviction)
         self.hit_tokens = 0
         self.adapters = adapters or AdapterPages(lambda key: 0)
+        self.chunks = chunks
         self._revision = revision
         self._taken = 0
         self._idle = 0
@@ -142,20 +174,25 @@ class KVManager:
         """Tokens that the whole memory holds."""
         return self.total_pages * self.page_tokens
 
-    def can_admit(self, seq: Sequence, reserve: Reserve = "prompt") -> bool:
+    def can_admit(self, seq: Sequence, reserve: Reserve = "prompt", *, behind: KVView | None = None) -> bool:
         """Whether pages for its whole prompt, and one token more, can be had while some stay free for the others."""
-        match = self._match(seq)
+        match = self._match(seq) if behind is None else self._shared(seq, behind)
         return self._missing(seq, match, reserve) <= self._available(seq, match)
 
-    def admit(self, seq: Sequence, reserve: Reserve = "prompt") -> int:
+    def admit(self, seq: Sequence, reserve: Reserve = "prompt", *, behind: KVView | None = None) -> int:
         """Give a waiting sequence its pages; how many of its tokens are computed already.
+
+        Args:
+            seq: Who.
+            reserve: Pages for its prompt, or for everything that it may make.
+            behind: A context that it begins with, up to any token of a page; None: what the prefix tree has.
 
         Raises:
             PoolExhausted: there are not enough; nothing was taken.
         """
         if seq.view is not None:
             raise EngineBug(f"sequence {seq.id} is admitted twice")
-        match = self._match(seq)
+        match = self._match(seq) if behind is None else self._shared(seq, behind)
         missing, adapter = self._missing(seq, match, reserve), seq.request.adapter
         if missing > self._available(seq, match):
             raise PoolExhausted(f"{missing} pages are needed for {seq.id}, {self._available(seq, match)} can be had")
@@ -171,10 +208,11 @@ class KVManager:
             raise PoolExhausted(f"{missing} pages are needed for {seq.id}, and cached ones are not free to go")
         if adapter is not None and of_adapter:
             self.adapters.settle(adapter, self._take(of_adapter))
-        view.extend(self._take(missing - of_adapter))
+        known = match.n_tokens if behind is None else self._begin_page(seq, view, behind)
+        view.extend(self._take(missing - of_adapter - (known > match.n_tokens)))
         seq.view, seq.node, seq.published = view, match.node, match.n_tokens
-        self.hit_tokens += match.n_tokens
-        return match.n_tokens
+        self.hit_tokens += known
+        return known if self.chunks is None else self._take_chunks(seq, known)
 
     def grow(self, seq: Sequence, count: int) -> bool:
         """Make room for `count` more tokens, the page they begin in owned alone; False when there is none."""
@@ -203,6 +241,7 @@ class KVManager:
         """Take the pages back; with `keep`, full ones stay findable until others need the room."""
         if seq.view is None:
             return
+        seq.todo = None
         if keep:
             self.publish(seq)
         if seq.node is not None and seq.published:
@@ -222,7 +261,7 @@ class KVManager:
         if not (self.share_prefixes and seq.request.cache) or view is None or len(view.spans) != 1 or seq.node is None:
             return
         node = seq.node
-        while seq.published + size <= seq.computed:
+        while seq.published + size <= seq.exact:
             place = seq.published // size
             page = view.spans[0].pages[place]
             node, fresh = self.tree.insert(node, seq.tokens[seq.published : seq.published + size], page)
@@ -308,12 +347,38 @@ class KVManager:
                 if any(expected[page] != 1 for page in spare):
                     raise EngineBug("a page that is about to be written has two owners")
 
+    def _take_chunks(self, seq: Sequence, known: int) -> int:
+        """Plan what of the prompt is taken from chunks; how many tokens then stand at its beginning."""
+        assert self.chunks is not None and seq.view is not None
+        seq.reuse = self.chunks.plan(seq, known)
+        if seq.reuse is None or not seq.reuse.taken:
+            return known
+        seq.todo = seq.reuse.todo(len(seq.tokens))
+        seq.view.advance(int(seq.todo[0]) - known)
+        return int(seq.todo[0])
+
     def _match(self, seq: Sequence) -> Match:
         key = PrefixKey(seq.request.tenant, seq.request.adapter, self._revision)
         if not (self.share_prefixes and seq.request.cache):
             return Match(self.tree.root(key), 0, ())
         # The last token is computed again even when it is known: without its query there are no logits.
         return self.tree.match(key, seq.tokens[: len(seq.tokens) - 1])
+
+    def _shared(self, seq: Sequence, behind: KVView) -> Match:
+        """The full pages of `behind` that `seq` can begin with, as a match that leads nowhere in the tree."""
+        count = min(behind.n_tokens, len(seq.tokens) - 1) // self.page_tokens
+        root = self.tree.root(PrefixKey(seq.request.tenant, seq.request.adapter, self._revision))
+        return Match(root, count * self.page_tokens, tuple(behind.pages[:count]))
+
+    def _begin_page(self, seq: Sequence, view: KVView, behind: KVView) -> int:
+        """Copy what `behind` has in the page after its full ones; how many tokens `view` then holds."""
+        known = min(behind.n_tokens, len(seq.tokens) - 1)
+        if known > view.n_tokens:
+            page = self.pool.copy(behind.pages[view.n_tokens // self.page_tokens])
+            self._taken += 1
+            view.extend([page])
+            view.advance(known - view.n_tokens)
+        return known
 
     def _missing(self, seq: Sequence, match: Match, reserve: Reserve) -> int:
         longest = max(seq.longest, len(seq.tokens))

@@ -192,10 +192,10 @@ class KVView:
             return (np.zeros(0, np.int64),) * 3
         return np.concatenate(pages), np.concatenate(starts), np.concatenate(lengths).astype(np.int64)
 
-    def slots(self, count: int) -> Ints:
-        """Where the next `count` tokens are written, int64 [count]: `page * page_tokens + slot`."""
+    def slots(self, ahead: Ints) -> Ints:
+        """Where tokens are written, `ahead` of the end (0 is the next one): `page * page_tokens + slot`, int64."""
         last, size = self.spans[-1], self._owner.page_tokens
-        place = last.start + last.length + np.arange(count)
+        place = last.start + last.length + ahead
         first, end = int(place[0]) // size, int(place[-1]) // size + 1
         pages = np.array(last.pages[first:end], np.int64)
         return pages[place // size - first] * size + place % size

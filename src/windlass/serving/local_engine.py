@@ -8,7 +8,9 @@ from windlass.core.errors import UsageError
 from windlass.core.program import WallClock
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.generate import LocalModel
+from windlass.models.page_pool import PagePool
 from windlass.serving.adapters import AdapterStore, EngineAdapters
+from windlass.serving.chunk_cache import ChunkCache, ChunkOptions
 from windlass.serving.engine import Engine, EngineConfig
 from windlass.serving.kv import KVManager
 from windlass.serving.numba_executor import NumbaExecutor
@@ -43,7 +45,7 @@ def local_engine(
         tbt_slo_s: Seconds that may lie between two tokens of an answer, for `stall-free`: a few steps are measured
             (about a second), and prompts are cut so that steps stay within it. None: a fixed budget.
         weights: Shares of tenants; 1 for those that are not named.
-        config: Bounds of the queue.
+        config: Bounds of the queue, and what is switched on.
 
     Raises:
         UsageError: the model does not run on the compiled engine, or there is no such policy.
@@ -56,9 +58,15 @@ def local_engine(
     pages = max(memory_bytes // probe.page_bytes, context_pages)
     pool = decoder.new_pool(pages=pages)
     adapters = EngineAdapters(AdapterStore(decoder.config, pool.data.shape[1], pages), pool)
+    chunks = chunk_cache(decoder, pool, model.fingerprint, config.chunks) if config and config.chunks else None
     kv = KVManager(
-        pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint, adapters=adapters.pages
-    )  # fmt: skip
+        pool,
+        pages,
+        page_tokens=pool.page_tokens,
+        revision=model.fingerprint,
+        chunks=chunks,
+        adapters=adapters.pages,
+    )
 
     def text(seq: Sequence) -> Readable:
         return Readable(model.tokenizer.detokenizer(), seq.request.params.stop)
@@ -74,6 +82,14 @@ def local_engine(
         text=text,
         adapters=adapters,
     )
+
+
+def chunk_cache(decoder: CpuEngine, pool: PagePool, revision: str, options: ChunkOptions) -> ChunkCache:
+    """Where chunks of a model's prompts are kept."""
+    return ChunkCache(
+        pool, decoder.frequencies, interleaved=decoder.config.rope_style == "interleaved", revision=revision,
+        options=options,
+    )  # fmt: skip
 
 
 def _policy(name: str, tbt_slo_s: float | None, executor: NumbaExecutor, kv: KVManager) -> QueuePolicy:

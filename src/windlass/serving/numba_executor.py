@@ -13,7 +13,7 @@ from windlass.core.errors import AdapterNotFound
 from windlass.models.adapter_tables import TokenAdapters
 from windlass.models.config import ModelConfig
 from windlass.models.page_pool import PagePool
-from windlass.models.token_batch import TokenBatch
+from windlass.models.token_batch import AttentionMass, TokenBatch
 from windlass.serving.adapters import EngineAdapters
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
 from windlass.serving.sampling import Floats, Mask, not_numbers, sample
@@ -24,8 +24,17 @@ class PagedModel(Protocol):
 
     config: ModelConfig
 
-    def forward_tokens(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None) -> Floats:
-        """float32 [len(batch.out_rows), vocab]. `adapters` is given only when a token has one."""
+    def forward_tokens(
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
+    ) -> Floats:
+        """float32 [len(batch.out_rows), vocab]; what the tokens attend to is added to `mass`.
+
+        `adapters` and `mass` are given only when a token has an adapter, or somebody asks.
+        """
         ...
 
 
@@ -34,7 +43,11 @@ class GreedyPagedModel(Protocol):
     """One that finds the likeliest tokens without computing all logits."""
 
     def forward_greedy(
-        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None = None
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None = None,
+        mass: AttentionMass | None = None,
     ) -> NDArray[np.int64]:
         """int64 [len(batch.out_rows)]."""
         ...
@@ -73,6 +86,10 @@ class NumbaExecutor:
             batch = Batch([item for item in batch.items if item.seq.id not in failed])
         if not batch.items:
             return StepResult({}, self._clock() - started, failed=failed)
+        mass = attention_mass(batch.items)
+        # A model that notes nothing is still welcome as long as nobody asks.
+        if mass is not None:
+            options["mass"] = mass
         if isinstance(self._model, GreedyPagedModel) and self._mask is None and only_greedy(batch):
             result = self._run_greedy(self._model, batch, options)
         else:
@@ -81,7 +98,7 @@ class NumbaExecutor:
             )
         result.failed |= failed
         result.duration_s = self._clock() - started
-        return result
+        return result if mass is None else with_shares(result, batch.items, mass)
 
     def _run_greedy(self, model: GreedyPagedModel, batch: Batch, options: dict[str, Any]) -> StepResult:
         result = StepResult({}, 0.0)
@@ -130,19 +147,35 @@ def run_batch(
     return result
 
 
+def attention_mass(items: list[WorkItem]) -> AttentionMass | None:
+    """Room for what the tokens of a batch attend to; None when no sequence asks."""
+    bounds = [item.seq.reuse.bounds if item.kind == "prefill" and item.seq.reuse is not None else () for item in items]
+    return AttentionMass.over(bounds, sum(item.n_tokens for item in items)) if any(bounds) else None
+
+
+def with_shares(result: StepResult, items: list[WorkItem], mass: AttentionMass) -> StepResult:
+    """`result`, with each sequence's part of what was noted."""
+    ends = np.cumsum([item.n_tokens for item in items])
+    for row, (item, end) in enumerate(zip(items, ends, strict=True)):
+        stretches = int(mass.offsets[row + 1] - mass.offsets[row])
+        if stretches:
+            result.shares[item.seq.id] = mass.shares[end - item.n_tokens : end, :stretches]
+    return result
+
+
 def token_batch(items: list[WorkItem]) -> TokenBatch:
     """The arrays of a batch: each item is a row of the context table."""
     counts = np.array([item.n_tokens for item in items], np.int64)
     parts: dict[str, list[Any]] = {"ids": [], "positions": [], "slots": [], "visible": []}
     runs: list[Any] = []
     for item in items:
-        view, start, count = item.seq.view, item.start, item.n_tokens
+        view, ahead = item.seq.view, item.indices - item.start
         assert view is not None
-        parts["ids"].append(np.array(item.seq.tokens[start : start + count], np.int64))
-        parts["positions"].append(view.next_position + np.arange(count))
-        parts["slots"].append(view.slots(count))
-        parts["visible"].append(view.n_tokens + 1 + np.arange(count))
-        runs.append(view.runs(count))
+        parts["ids"].append(np.array(item.seq.tokens[item.start : item.stop], np.int64)[ahead])
+        parts["positions"].append(view.next_position + ahead)
+        parts["slots"].append(view.slots(ahead))
+        parts["visible"].append(view.n_tokens + 1 + ahead)
+        runs.append(view.runs(item.stop - item.start))
     pages, starts, lengths = (np.concatenate([run[part] for run in runs]) for part in range(3))
     ends = np.cumsum(counts)
     return TokenBatch(

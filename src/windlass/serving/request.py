@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from windlass.core.errors import EngineBug, UsageError
 
 if TYPE_CHECKING:
+    from windlass.serving.batch_planner import BatchPlan
+    from windlass.serving.chunk_plan import ReusePlan
     from windlass.serving.kv_view import KVView
     from windlass.serving.prefix_tree import Node
 
@@ -141,6 +143,13 @@ class Segment:
     content_id: bytes | None = None
 
 
+class PlannedMember(NamedTuple):
+    """One prompt of a batch whose shared beginnings were planned."""
+
+    plan: BatchPlan
+    member: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One call.
@@ -149,10 +158,13 @@ class Request:
         id: Unique among the requests that are under way.
         prompt: int32 [T], T >= 1.
         tenant: Whose it is: shares no cached prefix with other tenants, and is what fairness is between.
+        shared: Its place in a planned batch, which says what it has in common with the others.
         arrival: When it was made, on the engine's clock.
         deadline: When it must be done, on the same clock.
         priority: Larger goes first, among the requests of its tenant where tenants share fairly.
         cache: Whether its prompt may take pages from earlier requests and leave its own to later ones.
+        reuse_chunks: Whether chunks among its segments may be taken from where they were computed in another context
+            (`chunk_cache`): faster, and not exact.
 
     Raises:
         UsageError: the prompt is empty, or a segment lies outside it.
@@ -166,6 +178,8 @@ class Request:
     adapter: str | None = None
     priority: int = 0
     cache: bool = True
+    reuse_chunks: bool = False
+    shared: PlannedMember | None = None
     arrival: float = 0.0
     deadline: float | None = None
 
@@ -187,11 +201,14 @@ class Sequence:
         view: Its context; None while it waits.
         preemptions: How often it had to give its pages back.
         node, published: How far its pages are known to the prefix tree.
+        reuse: What of its prompt was taken from chunks; None: nothing.
+        todo: Which known tokens are left to compute, ascending, where others between them were taken from chunks;
+            None: all from `computed` on.
     """
 
     __slots__ = (
         "added", "computed", "error", "finish", "id", "index", "node", "preemptions", "prompt_length", "published",
-        "request", "state", "tokens", "view",
+        "request", "reuse", "state", "todo", "tokens", "view",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int = 0) -> None:
@@ -204,6 +221,8 @@ class Sequence:
         self.view: KVView | None = None
         self.node: Node | None = None
         self.published = 0
+        self.reuse: ReusePlan | None = None
+        self.todo: NDArray[np.int64] | None = None
         self.state = State.WAITING
         self.finish: FinishReason | None = None
         self.error: Exception | None = None
@@ -215,8 +234,8 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Known tokens that are not computed yet: 1 while decoding."""
-        return len(self.tokens) - self.computed
+        """Known tokens that are to be computed: 1 while decoding."""
+        return len(self.tokens) - self.computed if self.todo is None else len(self.todo)
 
     @property
     def made(self) -> int:
@@ -237,6 +256,21 @@ class Sequence:
     def next_position(self) -> int:
         """Rotary position of the next token to be computed."""
         return self.computed if self.view is None else self.view.next_position
+
+    @property
+    def exact(self) -> int:
+        """Tokens from the first on whose keys and values are those of this very context."""
+        return self.computed if self.reuse is None else min(self.computed, self.reuse.exact)
+
+    def advance(self, count: int) -> None:
+        """The next `count` tokens to compute were computed."""
+        reached = self.computed + count
+        if self.todo is not None:
+            left = self.todo[count:]
+            reached, self.todo = (int(left[0]), left) if len(left) else (int(self.todo[-1]) + 1, None)
+        assert self.view is not None
+        self.view.advance(reached - self.computed)
+        self.computed = reached
 
     def move(self, state: State) -> None:
         """Change state.

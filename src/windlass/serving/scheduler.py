@@ -72,7 +72,7 @@ class QueuePolicy(ABC):
         return [seq for seq in self.running.values() if seq.state is state and seq.id not in self._in_flight]
 
     def _put(self, batch: Batch, seq: Sequence, count: int) -> None:
-        batch.items.append(WorkItem(seq, count, "decode" if seq.state is State.DECODE else "prefill", seq.computed))
+        batch.items.append(WorkItem.next_of(seq, count, "decode" if seq.state is State.DECODE else "prefill"))
         self._in_flight.add(seq.id)
 
     def _add_decodes(self, batch: Batch, kv: KVManager) -> None:
@@ -98,8 +98,12 @@ class QueuePolicy(ABC):
         seq.preemptions += 1
         seq.move(State.WAITING)
         del self.running[seq.id]
-        self.waiting.push_front(seq)
+        self._wait_again(seq)
         batch.preempted.append(seq)
+
+    def _wait_again(self, seq: Sequence) -> None:
+        """`seq` lost its pages."""
+        self.waiting.push_front(seq)
 
     def _admit(self, seq: Sequence, kv: KVManager) -> bool:
         """Take `seq` out of the queue and into memory, when it fits."""
@@ -221,8 +225,13 @@ class StallFree(QueuePolicy):
     def next_batch(self, now: float, kv: KVManager) -> Batch:
         batch = Batch()
         self._add_decodes(batch, kv)
-        step = _Step(batch)
-        for seq in self._ready(State.PREFILL):
+        self._fill(Step(batch), kv)
+        return batch
+
+    def _fill(self, step: Step, kv: KVManager) -> None:
+        """Spend what is left of the step on prompts."""
+        batch = step.batch
+        for seq in self._prefilling():
             self._add_chunk(step, seq)
         # Who just lost pages for want of room must not have them taken again by the next in line.
         while not batch.preempted and (head := self.waiting.head()) is not None:
@@ -231,7 +240,10 @@ class StallFree(QueuePolicy):
             self._add_chunk(step, head)
         if self.max_partial_prefills > 1 and not batch.preempted:
             self._let_pass(step, kv)
-        return batch
+
+    def _prefilling(self) -> list[Sequence]:
+        """Running sequences whose prompt is not computed yet."""
+        return self._ready(State.PREFILL)
 
     def cancel(self, seq: Sequence) -> None:
         super().cancel(seq)
@@ -248,7 +260,7 @@ class StallFree(QueuePolicy):
             measured = min(2.0, max(0.5, result.duration_s / predicted))
             self.correction += 0.1 * (measured - self.correction)
 
-    def _add_chunk(self, step: _Step, seq: Sequence) -> None:
+    def _add_chunk(self, step: Step, seq: Sequence) -> None:
         room = self._room(step, seq.computed)
         if self.max_partial_prefills > 1 and seq.pending > self.short_prompt and self._short_waits():
             room = room // 2 // self.tile * self.tile or (room + 1) // 2
@@ -260,7 +272,7 @@ class StallFree(QueuePolicy):
     def _short_waits(self) -> bool:
         return any(len(seq.tokens) <= self.short_prompt for seq in self.waiting.first(8))
 
-    def _let_pass(self, step: _Step, kv: KVManager) -> None:
+    def _let_pass(self, step: Step, kv: KVManager) -> None:
         """Admit short prompts from behind a head that cannot go, as long as it does not wait for it too long."""
         head = self.waiting.head()
         if head is None:
@@ -277,7 +289,7 @@ class StallFree(QueuePolicy):
             self._add_chunk(step, seq)
             partial += 1
 
-    def _room(self, step: _Step, context: int) -> int:
+    def _room(self, step: Step, context: int) -> int:
         """Tokens that a chunk behind `context` tokens may have."""
         if self.token_budget != "auto":
             return max(0, self.token_budget - step.tokens)
@@ -297,7 +309,7 @@ class StallFree(QueuePolicy):
         return low * self.tile
 
 
-class _Step:
+class Step:
     """A batch under construction, and its shape."""
 
     def __init__(self, batch: Batch) -> None:

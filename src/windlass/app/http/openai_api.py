@@ -271,6 +271,7 @@ def evidence(answer: Answer) -> dict[str, Any]:
         "citations": [plain(citations[number]) for number in sorted(citations)],
         "passages_used": answer.passages_used,
         "passages_found": answer.passages_found,
+        "approx": dict(answer.approximations),
         "notices": list(answer.notices),
     }
 
