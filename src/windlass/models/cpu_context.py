@@ -93,7 +93,7 @@ call_store_keys = caller(STORE_KEYS.signature)
 
 
 @compiled
-def _turn_queries(
+def turn_queries(
     token: int, low: int, high: int, layer: int, w: Weights, batch: Batch, s: Scratch, thread: int, out: Any
 ) -> None:
     """The queries of the groups of key heads `low` to `high`, turned and scaled, to the beginning of `out`."""
@@ -162,7 +162,7 @@ def _attention_of_few(thread: int, threads: int, layer: int, w: Weights, batch: 
             begin, end = max(low - cell, 0), min(high - cell, key_heads)
             if begin < end:
                 if turned != begin * key_heads + end:
-                    _turn_queries(token, begin, end, layer, w, batch, s, thread, queries)
+                    turn_queries(token, begin, end, layer, w, batch, s, thread, queries)
                     turned = begin * key_heads + end
                 out_at = (cell + begin) * unit
                 _attend_chunk(token, begin, end, chunk, layer, w, batch, data, s, thread, queries, s.parts, out_at)
@@ -195,16 +195,25 @@ call_merge_parts = caller(MERGE_PARTS.signature)
 
 
 @compiled
-def _attention_of_many(thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch) -> None:
-    """Every thread takes its tokens through one chunk after the other, so that neighbours find it in the cache."""
+def _attention_of_many(
+    thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, budgets: Any
+) -> None:
+    """Every thread takes its tokens through one chunk after the other, so that neighbours find it in the cache.
+
+    Tokens with a budget (int64 [tokens], or empty when there are none) are left out.
+    """
     tokens, key_heads, size = batch.ids.shape[0], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
     group, mixed = w.sizes[HEADS] // key_heads, w.sizes[HEADS] * size
     unit, pair, chunks = group * (size + 2), s.pair[thread], 0
     for token in range(thread, tokens, threads):
-        _turn_queries(token, 0, key_heads, layer, w, batch, s, thread, s.queries[token])
+        if budgets.shape[0] > 0 and budgets[token] > 0:
+            continue
+        turn_queries(token, 0, key_heads, layer, w, batch, s, thread, s.queries[token])
         chunks = max(chunks, _chunks_end(token, batch))
     for chunk in range(chunks):
         for token in range(thread, tokens, threads):
+            if budgets.shape[0] > 0 and budgets[token] > 0:
+                continue
             first, end = _first_chunk(token, layer, w, batch), _chunks_end(token, batch)
             if first <= chunk < end:
                 out, state = (s.states[token], s.states[token]) if chunk == first else (pair, s.states[token])
@@ -218,22 +227,25 @@ def _attention_of_many(thread: int, threads: int, layer: int, w: Weights, batch:
                         finish(state, head * unit, group, size, s.mixed, token * mixed + head * group * size)
 
 
-ATTEND_MANY = Compiled(_attention_of_many, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH))
+ATTEND_MANY = Compiled(
+    _attention_of_many,
+    types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH, types.Array(types.int64, 1, "C")),
+)  # fmt: skip
 call_attend_many = caller(ATTEND_MANY.signature)
 
 
 @compiled
 def attention(
-    thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch
+    thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, budgets: Any
 ) -> None:
-    """From projected queries, keys and values of several tokens to mixed values."""
+    """From projected queries, keys and values of several tokens to mixed values, but of those with a budget."""
     tokens, mixed = batch.ids.shape[0], w.sizes[HEADS] * w.sizes[HEAD_DIM]
     for token in range(thread, tokens, threads):
         for head in range(w.sizes[KEY_HEADS]):
             call_store_keys(w.calls[KEYS_CALL], (token, head, layer, w, batch, data, s, thread))
     meet(barrier, threads)
-    if tokens > FEW:
-        call_attend_many(w.calls[MANY_CALL], (thread, threads, layer, w, batch, data, s))
+    if tokens > FEW or budgets.shape[0] > 0:
+        call_attend_many(w.calls[MANY_CALL], (thread, threads, layer, w, batch, data, s, budgets))
         return
     call_attend_few(w.calls[FEW_CALL], (thread, threads, layer, w, batch, data, s))
     meet(barrier, threads)
@@ -253,7 +265,7 @@ def _measure_mass(thread: int, threads: int, layer: int, w: Weights, batch: Batc
         low, high = batch.bound_offsets[row], batch.bound_offsets[row + 1]
         if low == high:
             continue
-        _turn_queries(token, 0, key_heads, layer, w, batch, s, thread, s.own_queries[thread])
+        turn_queries(token, 0, key_heads, layer, w, batch, s, thread, s.own_queries[thread])
         arguments = (
             s.own_queries[thread], key_heads, heads // key_heads, size, data, key_at, key_at + key_heads * stride,
             stride, layers * 2 * key_heads * stride, batch.pages, batch.starts, batch.begins, batch.lengths,

@@ -24,6 +24,7 @@ from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
 from windlass.models.cpu_packing import pack
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
+from windlass.models.key_sketch import SparseReading
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
 from windlass.models.token_batch import AttentionMass, TokenBatch, Wanted
 from windlass.models.weights import WeightSource, open_weights
@@ -70,6 +71,10 @@ class CpuEngine:
         self._barrier = np.zeros(16, np.int64)
         none = AdapterTables.of([], 1, self.config)
         self._no_adapters = self._make_adapters(np.zeros(0, np.int64), none, 0, 0)
+        self._no_sparse = cpu_tables.Sparse(
+            *[np.zeros(0, np.int64)] * 3, np.zeros((0, 0, 0, 0), np.uint16), np.zeros((0, 0, 0), np.int64),
+            np.zeros(0, np.int64), *[np.zeros((0, 0), np.float32)] * 2, *[np.zeros((0, 0), np.int64)] * 4,
+        )  # fmt: skip
         self._crew, self._free_cores = _Crew(self.threads), _FreeCores(self.threads)
         self._lock = threading.Lock()
 
@@ -137,6 +142,7 @@ class CpuEngine:
         pool: PagePool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> Floats:
         """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
 
@@ -146,6 +152,7 @@ class CpuEngine:
                 the batch meanwhile.
             adapters: Low-rank updates of tokens that have any; their pages are among the pool's.
             mass: Where to note what the tokens attend to; costs about as much as attention itself.
+            sparse: Which tokens read a part of their context only.
 
         Returns:
             Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
@@ -154,9 +161,9 @@ class CpuEngine:
             UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
         """
         with self._lock:
-            self._require_valid(batch, pool, mass)
+            self._require_valid(batch, pool, mass, sparse)
             updates = self._updates(batch, pool, adapters)
-            return self._compute(batch, pool, greedy=False, adapters=updates, mass=mass)[0]
+            return self._compute(batch, pool, greedy=False, adapters=updates, mass=mass, sparse=sparse)[0]
 
     def forward_greedy(
         self,
@@ -164,6 +171,7 @@ class CpuEngine:
         pool: PagePool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
 
@@ -173,9 +181,9 @@ class CpuEngine:
             UsageError: as `forward_tokens`.
         """
         with self._lock:
-            self._require_valid(batch, pool, mass)
+            self._require_valid(batch, pool, mass, sparse)
             updates = self._updates(batch, pool, adapters)
-            logits, chosen = self._compute(batch, pool, greedy=True, adapters=updates, mass=mass)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=updates, mass=mass, sparse=sparse)
             if len(logits):
                 chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
             return chosen
@@ -218,6 +226,7 @@ class CpuEngine:
         greedy: bool,
         adapters: cpu_tables.Adapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
@@ -238,8 +247,9 @@ class CpuEngine:
             scratch = scratch._replace(mass=mass.shares.reshape(-1))
         shared = (
             self._barrier, self._weights(), step, pool.data.reshape(-1), scratch,
-            self._no_adapters if adapters is None else adapters,
+            self._no_adapters if adapters is None else adapters, self._sparse(batch, pool, sparse),
         )  # fmt: skip
+        pool.versions[batch.slots // pool.page_tokens] += 1
         out = (logits.reshape(-1), best, chosen)
         self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared, *out))
         if not greedy:
@@ -252,7 +262,9 @@ class CpuEngine:
         winners = (by_thread == highest) & np.isfinite(highest)
         return logits, np.where(winners, ids, self.config.vocab_size).min(axis=0)
 
-    def _require_valid(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None) -> None:
+    def _require_valid(
+        self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None, sparse: SparseReading | None
+    ) -> None:
         config = self.config
         expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
         if pool.shape != expected:
@@ -265,6 +277,20 @@ class CpuEngine:
         )
         if mass is not None:
             mass.require_valid(batch)
+        if sparse is not None:
+            sparse.require_valid(batch, pool)
+
+    def _sparse(self, batch: TokenBatch, pool: PagePool, sparse: SparseReading | None) -> cpu_tables.Sparse:
+        if sparse is None or not sparse.budgets.any():
+            return self._no_sparse
+        runs = int(np.diff(batch.context_offsets).max()) + 16
+        floats = [np.empty((self.threads, runs), np.float32) for _ in range(2)]
+        lists = [np.empty((self.threads, runs), np.int64) for _ in range(4)]
+        sketch = sparse.sketch
+        return cpu_tables.Sparse(
+            sparse.budgets, np.zeros_like(sparse.budgets), sparse.newest, sketch.data, sketch.seen, pool.versions,
+            *floats, *lists,
+        )  # fmt: skip
 
     def _updates(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None) -> cpu_tables.Adapters | None:
         if adapters is None or (adapters.slots < 0).all():

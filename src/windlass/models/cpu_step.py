@@ -41,6 +41,7 @@ from windlass.models.cpu_linear import (
     call_project_gated,
     call_quantize,
 )
+from windlass.models.cpu_sparse import ATTEND_SPARSE, call_attend_sparse
 from windlass.models.cpu_tables import (
     ADAPTERS,
     ATTN_NORM,
@@ -71,12 +72,16 @@ from windlass.models.cpu_tables import (
     ROWS,
     SCRATCH,
     SHRINK_TOKENS_CALL,
+    SPARSE,
+    SPARSE_CALL,
     UP,
     VALUE,
     WEIGHTS,
+    WINDOW,
     Adapters,
     Batch,
     Scratch,
+    Sparse,
     Weights,
     share,
 )
@@ -87,6 +92,7 @@ def kernel_addresses() -> NDArray[np.int64]:
     kernels = (
         TILE_PRODUCT, VECTOR_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, TURN, STORE_KEYS, ATTEND_FEW,
         MERGE_PARTS, ATTEND_MANY, FIND_HEAD, LAYER, SHRINK, EXPAND, SHRINK_TOKENS, EXPAND_ROWS, MASS, MEASURE_MASS,
+        ATTEND_SPARSE,
     )  # fmt: skip
     return np.array([kernel.address() for kernel in kernels], np.int64)
 
@@ -154,7 +160,7 @@ def _shrink(
 @compiled
 def _layer(
     thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, x_at: int,
-    adapters: Adapters,
+    adapters: Adapters, sparse: Sparse,
 ) -> None:  # fmt: skip
     tokens, hidden, inner = batch.ids.shape[0], w.sizes[HIDDEN], w.sizes[INNER]
     plan, extra, normed = w.plan[layer], w.extras[layer], s.normed[thread]
@@ -168,7 +174,7 @@ def _layer(
     meet(barrier, together)
     _linear_qkv(thread, threads, tokens, layer, w, s, x_at, adapters, data)
     meet(barrier, threads)
-    if tokens == 1:
+    if tokens == 1 and sparse.budgets.shape[0] == 0:
         call_attend_few(w.calls[FEW_CALL], (thread, threads, layer, w, batch, data, s))
         meet(barrier, threads)
         if batch.bounds.shape[0] > 0:
@@ -178,7 +184,10 @@ def _layer(
         call_quantize(w.calls[QUANTIZE_CALL], arguments)
         _shrink(thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, normed, mixed, -1, w, adapters, data)
     else:
-        attention(thread, threads, barrier, layer, w, batch, data, s)
+        window = extra[WINDOW] > 0
+        attention(thread, threads, barrier, layer, w, batch, data, s, sparse.windowed if window else sparse.budgets)
+        if sparse.budgets.shape[0] > 0 and not window:
+            call_attend_sparse(w.calls[SPARSE_CALL], (thread, threads, layer, w, batch, data, s, sparse))
         if batch.bounds.shape[0] > 0:
             call_measure_mass(w.calls[MEASURE_CALL], (thread, threads, layer, w, batch, data, s))
         meet(barrier, threads)
@@ -213,7 +222,7 @@ def _layer(
 
 _INT, _I64 = types.int64, types.Array(types.int64, 1, "C")
 _U16 = types.Array(types.uint16, 1, "C")
-LAYER = Compiled(_layer, types.void(_INT, _INT, _I64, _INT, WEIGHTS, BATCH, _U16, SCRATCH, _INT, ADAPTERS))
+LAYER = Compiled(_layer, types.void(_INT, _INT, _I64, _INT, WEIGHTS, BATCH, _U16, SCRATCH, _INT, ADAPTERS, SPARSE))
 call_layer = caller(LAYER.signature)
 
 
@@ -227,6 +236,7 @@ def forward(
     data: Any,
     s: Scratch,
     adapters: Adapters,
+    sparse: Sparse,
     logits: Any,
     best: Any,
     chosen: Any,
@@ -234,8 +244,9 @@ def forward(
     """Append every token of `batch` to its sequence; write what `head` says for each of
     `batch.wanted`.
 
-    Tokens with an adapter get its updates too (`adapters`). Every thread calls this with its own number and the same
-    arguments. Sums do not depend on the number of threads, nor on which tokens share a batch.
+    Tokens with an adapter get its updates too (`adapters`), those with a budget read a part of their context
+    (`sparse`). Every thread calls this with its own number and the same arguments. Sums do not depend on the number of
+    threads, nor on which tokens share a batch.
     """
     tokens, hidden, layers = batch.ids.shape[0], w.sizes[HIDDEN], w.extras.shape[0]
     mine = thread * w.sizes[LARGEST_BLOCKS]
@@ -244,7 +255,7 @@ def forward(
         unpack_row(w.arena, embedding[BYTE], embedding[KIND], hidden, batch.ids[token], s.x, token * hidden)
     meet(barrier, threads)
     for layer in range(layers):
-        arguments = (thread, threads, barrier, layer, w, batch, data, s, mine if tokens == 1 else 0, adapters)
+        arguments = (thread, threads, barrier, layer, w, batch, data, s, mine if tokens == 1 else 0, adapters, sparse)
         call_layer(w.calls[LAYER_CALL], arguments)
     if batch.wanted.shape[0] > 0:
         call_head(w.calls[HEAD_CALL], (thread, threads, barrier, w, batch, s, logits, best, chosen))

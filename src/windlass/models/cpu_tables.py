@@ -20,7 +20,7 @@ HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOC
 """Entries of `sizes`."""
 TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, TURN_CALL = range(7)
 KEYS_CALL, FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL = range(7, 13)
-SHRINK_CALL, EXPAND_CALL, SHRINK_TOKENS_CALL, EXPAND_ROWS_CALL, MASS_CALL, MEASURE_CALL = range(13, 19)
+SHRINK_CALL, EXPAND_CALL, SHRINK_TOKENS_CALL, EXPAND_ROWS_CALL, MASS_CALL, MEASURE_CALL, SPARSE_CALL = range(13, 20)
 """Entries of `Weights.calls`: addresses of compiled functions."""
 RANK, FIRST_ROW, FIRST_COLUMN = range(3)
 """Columns of a matrix in `Adapters.tables`: its rank, and where in `cells` the rows of A and the columns of B begin."""
@@ -113,6 +113,30 @@ class Adapters(NamedTuple):
     inputs: Any
 
 
+class Sparse(NamedTuple):
+    """Tokens that read a part of their context.
+
+    `budgets` int64 [tokens] (or empty): pages that a token reads, 0 for all, as it does in layers with a window
+    (`windowed`: zeros, as many); `newest` int64 [tokens]: how many of its pages are the last. `sketch` uint16 [pages,
+    layers, key heads, 2 * head_dim] holds what `seen` int64 [pages, layers, key heads] says it does: of each page the
+    version in `versions` int64 [pages]. Scratch, a row a thread: `scores`, `ranked` float32, and the runs that are
+    read.
+    """
+
+    budgets: Any
+    windowed: Any
+    newest: Any
+    sketch: Any
+    seen: Any
+    versions: Any
+    scores: Any
+    ranked: Any
+    pages: Any
+    starts: Any
+    begins: Any
+    lengths: Any
+
+
 def _arrays(kind: Any, dimensions: int = 1) -> Any:
     return types.Array(kind, dimensions, "C")
 
@@ -131,7 +155,11 @@ SCRATCH = types.NamedTuple(  # type: ignore[no-untyped-call]
 ADAPTERS = types.NamedTuple(  # type: ignore[no-untyped-call]
     [_I64, _arrays(types.int64, 4), _arrays(types.float32, 3), _I64, _F32_ROWS, _F32_ROWS], Adapters
 )
-"""The types of the four in signatures."""
+SPARSE = types.NamedTuple(  # type: ignore[no-untyped-call]
+    [_I64, _I64, _I64, _arrays(types.uint16, 4), _arrays(types.int64, 3), _I64, _F32_ROWS, _F32_ROWS]
+    + [_arrays(types.int64, 2)] * 4, Sparse,
+)  # fmt: skip
+"""The types of the five in signatures."""
 
 
 @pasted

@@ -16,6 +16,8 @@ from windlass.serving.kv import KVManager
 from windlass.serving.numba_executor import NumbaExecutor
 from windlass.serving.request import Sequence
 from windlass.serving.scheduler import DecodeFirst, FairShare, HybridFull, PrefillFirst, QueuePolicy, StallFree
+from windlass.serving.sparse_kv import SparseReader
+from windlass.serving.sparse_policy import SparsePolicy
 from windlass.serving.step_time import measure
 from windlass.serving.text import Readable
 
@@ -68,10 +70,12 @@ def local_engine(
         adapters=adapters.pages,
     )
 
+    sparse = SparseReader(SparsePolicy(1 - config.kv_sparsity), pool) if config and config.kv_sparsity else None
+
     def text(seq: Sequence) -> Readable:
         return Readable(model.tokenizer.detokenizer(), seq.request.params.stop)
 
-    executor = NumbaExecutor(decoder, pool, adapters=adapters)
+    executor = NumbaExecutor(decoder, pool, adapters=adapters, sparse=sparse)
     return Engine(
         executor,
         FairShare(_policy(policy, tbt_slo_s, executor, kv), weights),

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from windlass.core.errors import AdapterNotFound
 from windlass.models.adapter_tables import TokenAdapters
 from windlass.models.config import ModelConfig
+from windlass.models.key_sketch import SparseReading
 from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import AttentionMass, TokenBatch
 from windlass.serving.adapters import EngineAdapters
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
 from windlass.serving.sampling import Floats, Mask, not_numbers, sample
+from windlass.serving.sparse_kv import SparseReader
 
 
 class PagedModel(Protocol):
@@ -30,10 +32,11 @@ class PagedModel(Protocol):
         pool: PagePool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> Floats:
         """float32 [len(batch.out_rows), vocab]; what the tokens attend to is added to `mass`.
 
-        `adapters` and `mass` are given only when a token has an adapter, or somebody asks.
+        `adapters`, `mass` and `sparse` are given only when a token has an adapter, somebody asks, or not all is read.
         """
         ...
 
@@ -48,6 +51,7 @@ class GreedyPagedModel(Protocol):
         pool: PagePool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> NDArray[np.int64]:
         """int64 [len(batch.out_rows)]."""
         ...
@@ -61,6 +65,7 @@ class NumbaExecutor:
         pool: The memory it writes; the one that the engine's `KVManager` hands out.
         mask: Which tokens a sequence may make; None: all.
         adapters: What requests with an adapter run with; None: such requests fail.
+        sparse: Which part of long contexts is read; None: all.
         clock: Seconds, for the durations it reports.
         most_tokens: Largest batch.
     """
@@ -72,11 +77,12 @@ class NumbaExecutor:
         *,
         mask: Mask | None = None,
         adapters: EngineAdapters | None = None,
+        sparse: SparseReader | None = None,
         clock: Callable[[], float] = time.perf_counter,
         most_tokens: int = 4096,
     ) -> None:
         self._model, self._pool, self._mask, self._clock = model, pool, mask, clock
-        self._adapters = adapters
+        self._adapters, self._sparse = adapters, sparse
         self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
 
     def run(self, batch: Batch) -> StepResult:
@@ -90,6 +96,9 @@ class NumbaExecutor:
         # A model that notes nothing is still welcome as long as nobody asks.
         if mass is not None:
             options["mass"] = mass
+        reading = self._sparse.of(batch.items) if self._sparse is not None else None
+        if reading is not None:
+            options["sparse"] = reading
         if isinstance(self._model, GreedyPagedModel) and self._mask is None and only_greedy(batch):
             result = self._run_greedy(self._model, batch, options)
         else:
