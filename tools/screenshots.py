@@ -4,8 +4,8 @@
     pip install playwright
     python tools/screenshots.py http://localhost:8765 docs/images --question "Who approves dredging works?"
 
-Drives a real browser: overview, search, an answer, a citation opened, light and dark. Exits 1 when the page logged an
-error, broke its content policy, or asked any other host for anything.
+Drives a real browser: overview, search, graph, an answer, a citation opened, light and dark. Exits 1 when the page
+logged an error, broke its content policy, or asked any other host for anything.
 """
 
 from __future__ import annotations
@@ -63,6 +63,18 @@ class Visit:
         self.page.keyboard.press("Enter")
         self.page.wait_for_selector(".result, .empty")
         self.shoot("search")
+
+    def graph(self) -> None:
+        self.page.locator(".views a[data-view=graph]").click()
+        self.page.wait_for_selector(".graph-chart canvas, .view-graph .empty", timeout=60_000)
+        self.page.wait_for_timeout(2_000)
+        self.shoot("graph")
+        chart = self.page.locator(".graph-chart canvas").first
+        if chart.count():
+            chart.hover()
+            self.page.mouse.wheel(0, -600)
+            self.page.wait_for_timeout(1_000)
+            self.shoot("graph-near")
 
     def chat(self) -> None:
         self.page.locator(".views a[data-view=chat]").click()
@@ -123,6 +135,7 @@ def main() -> int:
                     visit = Visit(browser, options, name, scheme)
                     visit.overview()
                     visit.search()
+                    visit.graph()
                     visit.chat()
                     visit.close()
                     problems += [f"{name}, {scheme}: {problem}" for problem in visit.problems]

@@ -14,6 +14,8 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.app.test_batch_api import finished, results, start
+from tests.app.test_batch_api import line as batch_line
 from tests.app.test_openai_api import events
 from windlass.app.http.limits import Limits
 from windlass.models.generate import LocalModel
@@ -273,3 +275,38 @@ def test_models_that_are_elsewhere_have_no_raw_prompts(server: Any) -> None:
     assert complete(server, prompt="a").json()["error"]["code"] == "feature_unavailable"
     refused = chat(server, n=2)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+
+
+def test_segments_that_were_read_before_are_taken_and_named(served: Any) -> None:
+    texts = ["the first of two passages speaks of ships and harbours", "the second one of ropes, anchors and chains"]
+
+    def ask(cache: str, *order: int) -> dict[str, Any]:
+        content = "\n".join(texts[place] for place in order) + "\nand what of it?"
+        segments = [{"type": "chunk", "text": text} for text in texts]
+        reply = chat(
+            served, messages=[{"role": "user", "content": content}], windlass={"cache": cache, "segments": segments}
+        )
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json())
+
+    assert "windlass" not in ask("chunks", 0, 1)
+    taken = ask("chunks", 1, 0)["windlass"]["approx"]["chunks"]
+    assert taken["reused_tokens"] > 0 and taken["alpha"] > 0
+    assert "windlass" not in ask("exact", 1, 0)
+    assert chat(served, windlass={"segments": [{"type": "page", "text": "x"}]}).status_code == 400
+
+
+def test_a_batch_computes_what_its_lines_share_once(served: Any, engine_chat: EngineChat, tiny: LocalModel) -> None:
+    shared = "of all the ships that lay in the harbour that morning " * 2
+    chats = [[{"role": "user", "content": f"{shared}tell me of number {number}"}] for number in range(9)]
+    lines = [batch_line(f"l{number}", messages=messages, max_tokens=3) for number, messages in enumerate(chats)]
+    before = engine_chat.engine.engine.metrics.computed_tokens
+    with served.client() as client:
+        done = finished(client, start(client, lines)["id"])
+        answers = results(client, done["output_file_id"])
+    computed = engine_chat.engine.engine.metrics.computed_tokens - before
+    assert done["request_counts"] == {"total": 9, "completed": 9, "failed": 0}
+    for number, messages in enumerate(chats):
+        text = answers[f"l{number}"]["body"]["choices"][0]["message"]["content"]
+        assert text == "".join(tiny.chat(messages, max_tokens=3))
+    assert computed < 0.5 * sum(tiny.count_chat(messages) for messages in chats)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
+from selectolax.lexbor import LexborHTMLParser
 from typer.testing import CliRunner
 
 from windlass.app.cli import app
@@ -50,3 +51,30 @@ def test_what_is_not_there_is_named(stored: Path, tmp_path: Path) -> None:
         run("rank", str(stored), "zoe")
     with pytest.raises(GraphFormatError, match="holds no graph"):
         run("rank", str(tmp_path), "a0")
+
+
+def test_a_picture_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
+    hostile = "</script><script>alert(1)</script>"
+    names = [hostile, "b", "c", "d"]
+    lines = [f"{a}\t{b}" for a in names for b in names if a < b]
+    (tmp_path / "edges.tsv").write_text("\n".join(lines))
+    run("import", str(tmp_path / "edges.tsv"), str(tmp_path / "g.graph"))
+    out = tmp_path / "picture.html"
+    said = run("plot", str(tmp_path / "g.graph"), "b", "--out", str(out))
+    assert "4 nodes, 6 edges" in said
+    page = LexborHTMLParser(out.read_text())
+    assert [script.attributes.get("type") for script in page.css("script")] == [
+        "application/json",
+        "text/plain",
+        "module",
+    ]
+    assert not page.css("[src], link, img, iframe")
+    assert "default-src 'none'" in page.css_first("meta[http-equiv]").attributes["content"]
+    picture = json.loads(page.css_first("#picture").text())
+    dots = [point for series in picture["options"]["series"] if series["type"] == "scatter" for point in series["data"]]
+    assert hostile in {point["name"] for point in dots} and len(dots) == 4
+    assert [point["name"] for point in dots if point.get("symbol") == "diamond"] == ["b"]
+    library = page.css_first("#library").text().replace("<\\/script", "</script")
+    assert f" as {picture['export']}" in library and len(library) > 500_000
+    with pytest.raises(UsageError, match="no node 'zoe'"):
+        run("plot", str(tmp_path / "g.graph"), "zoe", "--out", str(out))

@@ -25,8 +25,10 @@ from windlass.app.http.server import create_app
 from windlass.app.http.services import Services
 from windlass.app.http.tenants import Tenant
 from windlass.app.page import chat, overview, search, source, wording
+from windlass.app.page import graph as graphs
 from windlass.app.page.examples import examples
 from windlass.app.progress_state import PageProgress
+from windlass.graphs.graph import Graph
 from windlass.lake.document import Column
 from windlass.retrieval.overview import Overview, TableInfo
 from windlass.retrieval.pipeline import Pipeline
@@ -294,7 +296,7 @@ def elements(html: str) -> str:
     return "\n".join(contents)
 
 
-@pytest.mark.parametrize("path", ["/", "/search?q=dredging", "/chat"])
+@pytest.mark.parametrize("path", ["/", "/search?q=dredging", "/graph", "/chat"])
 def test_every_view_arrives_harmless_under_a_strict_policy(page: httpx.Client, path: str) -> None:
     reply = page.get(path)
     assert reply.status_code == 200
@@ -317,6 +319,21 @@ def test_the_overview_and_a_search_address_hold_what_they_name(page: httpx.Clien
     found = tree(Markup(elements(page.get("/search?q=%3Cscript%3Ebarges").text)))
     assert HOSTILE_NAME in [node.text() for node in found.css(".result .file")]
     assert found.css_first("#search-input").attributes["value"] == "<script>barges"
+
+
+def test_a_graph_of_hostile_names_is_text_and_what_is_near_a_node_is_named() -> None:
+    graph = Graph.from_edges(["a", "a", HOSTILE, HOSTILE], ["b", HOSTILE, "c", "d"])
+    shown = graphs.shown_graph(graph)
+    at = shown.names.index(HOSTILE)
+    near = graphs.near(shown, at)
+    assert {shown.names[place] for place, _ in near} == {"a", "b", "c", "d"}
+    assert [score for _, score in near] == sorted((score for _, score in near), reverse=True)
+    parsed = assert_harmless(graphs.about(shown, at, near))
+    assert [node.text() for node in parsed.css(".graph-near h2")] == [HOSTILE]
+    assert len(parsed.css(".near-list [data-node]")) == 4
+    options = json.dumps(shown.options)
+    assert '":' not in options.replace('": ', "")  # a key that begins with a colon would be run as a script
+    assert_harmless(graphs.problem(HOSTILE))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from windlass.bench import harness
 from windlass.bench.harness import compare, peer_module, run_bench
 from windlass.bench.report import metric
 from windlass.core import catalogue
-from windlass.core.errors import Cancelled, ModelError, NotFound, UsageError
+from windlass.core.errors import Cancelled, DataMissing, ModelError, NotFound, UsageError
 from windlass.core.progress import Silent
 
 
@@ -160,6 +160,21 @@ def test_one_that_cannot_run_does_not_hide_the_others(catalogue_of_fakes, comman
     assert "modelless: could not run: no model; windlass models pull" in result.stderr
     assert isinstance(command("bench", "modelless").exception, ModelError)
     assert isinstance(command("bench", "good", "--all").exception, UsageError)
+
+
+def test_a_benchmark_without_its_data_is_skipped(catalogue_of_fakes, command, monkeypatch):
+    plain = harness.run_system
+
+    def without_data(row, **options):
+        if row.id == "modelless":
+            raise DataMissing("no tables here", hint="set the folder")
+        return plain(row, **options)
+
+    monkeypatch.setattr(harness, "run_system", without_data)
+    result = command("bench", "--all", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["system"] == "good"
+    assert "modelless: skipped: no tables here; set the folder" in result.stderr
+    assert isinstance(command("bench", "modelless").exception, DataMissing)
 
 
 def test_save_appends_to_the_checkout(catalogue_of_fakes, command, tmp_path, monkeypatch):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from windlass.kernels import sketches
 from windlass.kernels.sketches import (
+    BOTTOM,
     bottom_hashes,
-    bottoms_fit,
+    bottom_misses,
     count_members,
     estimate_distinct,
     fill_registers,
@@ -93,9 +94,11 @@ def test_bottoms_never_rule_out_a_contained_column(parent: int, child: int, rand
     others = rng.integers(0, 2**64, 600, np.uint64)
     bottoms = [bottom_hashes(part) for part in (values, some, others)]
     offsets = np.concatenate([[0], np.cumsum([len(bottom) for bottom in bottoms])])
-    out = np.empty(2, np.bool_)
-    bottoms_fit(np.concatenate(bottoms), offsets, np.array([1, 2]), np.array([0, 0]), out)
-    assert out.tolist() == [True, False]
+    compared, missing = np.empty(2, np.int64), np.empty(2, np.int64)
+    bottom_misses(np.concatenate(bottoms), offsets, np.array([1, 2]), np.array([0, 0]), compared, missing)
+    assert missing[0] == 0 and missing[1] == compared[1] > 0
+    if len(values) < BOTTOM:
+        assert compared.tolist() == [len(some), BOTTOM]
 
 
 @settings(deadline=None)

@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from windlass.core.errors import UsageError
+from windlass.core.tasks import TaskPool
 from windlass.lake.containment import LakeTable, find_containment, possible_pairs, schema_groups
 from windlass.lake.hashing import HashedTable, hash_table, record_cells
 from windlass.lake.profile import profile_table
@@ -97,6 +99,27 @@ def test_a_large_child_with_one_strange_row_is_told_apart() -> None:
     assert graph.stages[0].pairs_out == 6
     assert "all 2,000 rows of some" in graph.explain("some", "all")
     assert "not contained" in graph.explain("near", "all")
+
+
+def made(seed: int, number: int) -> HashedTable:
+    rng = np.random.default_rng(seed)
+    records = [[str(n), str(rng.integers(99)), f"w{rng.integers(9)}"] for n in range(200)]
+    some = [record for row, record in enumerate(records) if row % (number + 1) == 0]
+    if number == 3:
+        some[0] = ["7", "strange", "w1"]
+    return hash_table(record_cells(some, ["a", "b", "c"]))
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes", pytest.param("ray", marks=pytest.mark.peers)])
+def test_tasks_elsewhere_find_the_same(kind: Any) -> None:
+    if kind == "ray":
+        pytest.importorskip("ray")
+    tables = [
+        LakeTable(f"{seed}-{number}", profile_table("t", made(seed, number)), partial(made, seed, number))
+        for seed in range(2)
+        for number in range(5)
+    ]
+    assert find_containment(tables, task_pool=TaskPool(kind, 2)).edges == find_containment(tables).edges != ()
 
 
 def test_duplicates_and_trivial_tables() -> None:

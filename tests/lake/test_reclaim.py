@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-GONE = ["copy of calls.csv", "old/shuffled.csv", "old/some.csv", "windows.csv"]
+GONE = ["copy of calls.csv", "near.csv", "old/shuffled.csv", "old/some.csv", "windows.csv"]
 
 
 def test_what_the_survey_finds(workspace: Workspace) -> None:
@@ -134,6 +135,64 @@ def test_a_parquet_parent_rebuilds_a_csv(tmp_path: Path) -> None:
         empty_trash(pipeline.workspace)
         restore(pipeline.workspace, "some.csv")
     assert contents(tmp_path) == before
+
+
+def parquet_lake(root: Path) -> None:
+    """A Parquet parent, and children of it: a selection, one with other rows and types, one under other names."""
+    numbers = list(range(2_000))
+    columns: dict[str, Any] = {
+        "call": numbers,
+        "vessel": [f"vessel {n * 7 % 331}" for n in numbers],
+        "draught": [n * 7 % 1000 / 10 if n % 11 else None for n in numbers],
+        "day": [date(2024, 1, 1) + timedelta(days=n % 366) for n in numbers],
+    }
+    whole = pa.table(columns)
+    pq.write_table(whole, root / "all.parquet")
+    some = whole.take(pa.array(numbers[1_500:100:-3]))
+    pq.write_table(some, root / "some.parquet", compression="zstd", row_group_size=200)
+    patched = pa.concat_tables(
+        [whole.slice(100, 900), pa.table({**{k: v[:2] for k, v in columns.items()}, "vessel": ["x", "y"]})]
+    )
+    pq.write_table(patched, root / "patched.parquet", use_dictionary=["vessel"], data_page_version="2.0")
+    renamed = some.select(["vessel", "call"]).rename_columns(["ship", "visit"])
+    pq.write_table(renamed, root / "renamed.parquet", compression="none", write_statistics=False)
+
+
+def test_parquet_children_come_back_to_the_byte(tmp_path: Path) -> None:
+    parquet_lake(tmp_path)
+    before = contents(tmp_path)
+    gone = ["patched.parquet", "renamed.parquet", "some.parquet"]
+    with index(tmp_path) as pipeline, pipeline.workspace.acquire():
+        plan = plan_reclaim(pipeline.workspace)
+        assert [(r.path, r.recipe["kind"]) for r in plan.removals] == [(path, "parquet") for path in gone]
+        assert "under other column names" in plan.removals[1].why
+        apply_plan(pipeline.workspace, plan)
+        deleted, kept = empty_trash(pipeline.workspace)
+        assert [entry.path for entry in deleted] == gone and kept == []
+        assert all(restore(pipeline.workspace, path).exact for path in gone)
+    assert contents(tmp_path) == before
+
+
+def test_another_writer_brings_the_rows_back_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet_lake(tmp_path)
+    wanted = pq.read_table(tmp_path / "some.parquet")
+    with index(tmp_path) as pipeline, pipeline.workspace.acquire():
+        apply_plan(pipeline.workspace, plan_reclaim(pipeline.workspace, only=["some.parquet"]))
+        empty_trash(pipeline.workspace)
+        write = pq.write_table
+        monkeypatch.setattr(pq, "write_table", lambda table, sink, **rest: write(table, sink))
+        assert not restore(pipeline.workspace, "some.parquet").exact
+        assert pq.read_table(tmp_path / "some.parquet").equals(wanted)
+        (tmp_path / "some.parquet").unlink()
+
+
+def test_a_parquet_file_of_a_strange_writer_stays(tmp_path: Path) -> None:
+    parquet_lake(tmp_path)
+    raw = (tmp_path / "some.parquet").read_bytes()
+    assert raw.count(b"parquet-cpp-arrow") == 1
+    (tmp_path / "some.parquet").write_bytes(raw.replace(b"parquet-cpp-arrow", b"parquet-xyz-other"))
+    with index(tmp_path) as pipeline:
+        assert "some.parquet" not in [removal.path for removal in plan_reclaim(pipeline.workspace).removals]
 
 
 def test_chosen_and_pinned_files(workspace: Workspace) -> None:
@@ -212,7 +271,7 @@ def test_nothing_is_written_over(workspace: Workspace, folder: Path) -> None:
         with pytest.raises(UsageError, match="already"):
             restore(workspace, "windows.csv")
         with pytest.raises(NotFound):
-            restore(workspace, "near.csv")
+            restore(workspace, "calls.csv")
     assert (folder / "windows.csv").read_text() == "mine"
 
 
@@ -295,13 +354,16 @@ def test_any_selection_in_any_spelling_is_rebuilt(data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.tuples(CELL, CELL, st.integers(0, 9).map(str)), min_size=3, max_size=12))
     parent = table_of(as_csv(["first", "second", "third"], [list(row) for row in rows]))
     places = data.draw(st.permutations([0, 1, 2]).map(lambda order: order[:2]))
-    chosen = data.draw(st.lists(st.sampled_from(rows), min_size=2, max_size=20))
+    own = st.tuples(CELL, CELL, st.integers(10, 19).map(str))
+    chosen = data.draw(st.lists(st.sampled_from(rows) | own, min_size=2, max_size=20))
     quoting = data.draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]))
     names = [["first", "second", "third"][place] for place in places]
-    text = as_csv(names, [[row[place] for place in places] for row in chosen], quoting=quoting)
+    called = data.draw(st.sampled_from([names, ["x", "y"]]))
+    text = as_csv(called, [[row[place] for place in places] for row in chosen], quoting=quoting)
     text = data.draw(st.sampled_from([text, text.replace("\n", "\r\n"), text.rstrip("\n"), text + "\n\n"]))
     child = _delimited_table(text.encode(), "csv")
-    recipe = None if child is None or child.delimiter != "," else rows_recipe(child, parent)
+    renamed = None if called == names else dict(zip(called, names, strict=True))
+    recipe = None if child is None or child.delimiter != "," else rows_recipe(child, parent, renamed)
     if recipe is not None:
         assert child is not None
         assert rebuild(recipe, lambda: parent, parent.raw) == child.raw

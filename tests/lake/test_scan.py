@@ -6,115 +6,27 @@ import errno
 import hashlib
 import os
 import random
-import shutil
 import stat
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.children import Child, as_nobody, folder_of_somebody_else, quick_folder
-from windlass.core.errors import Cancelled, NotFound, ReadError, UsageError
-from windlass.core.paths import to_os, to_text
-from windlass.core.progress import Silent
+from tests.lake.scan_oracle import Oracle, apply, check_documents, check_scan, look, scan, stored, write_files
+from windlass.core.errors import Cancelled, NotFound, ReadError
+from windlass.core.paths import to_os
 from windlass.core.workspace import Workspace
+from windlass.kernels import folder_listing  # noqa: F401  (so that the compiled look is used)
+from windlass.lake import look as look_module
 from windlass.lake import scan as scan_module
-from windlass.lake.scan import Catalog, ScanDelta
-from windlass.lake.walk import DEFAULT_IGNORE, _default_ignored, hash_file
-
-Oracle = dict[str, str]
-
-
-def look(folder: Path) -> Oracle:
-    """Path to content hash of every regular file that is not hidden, by reading them all."""
-    found = {}
-    root = os.fsencode(folder)
-    for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(b".")]
-        for name in names:
-            path = os.path.join(parent, name)
-            if not name.startswith(b".") and stat.S_ISREG(os.lstat(path).st_mode):
-                with open(path, "rb") as file:
-                    found[to_text(os.path.relpath(path, root))] = hashlib.blake2b(
-                        file.read(), digest_size=32
-                    ).hexdigest()
-    return found
-
-
-def stored(workspace: Workspace) -> Oracle:
-    with workspace.reading() as connection:
-        return dict(connection.execute("SELECT path, content_hash FROM files"))
-
-
-def scan(workspace: Workspace) -> ScanDelta:
-    with workspace.acquire():
-        return Catalog(workspace).scan()
-
-
-def expected(before: Oracle, now: Oracle) -> tuple[list[str], list[str], list[str], list[tuple[str, str]]]:
-    """What a delta must say: added, changed, removed, renamed."""
-    changed = sorted(path for path in before.keys() & now.keys() if before[path] != now[path])
-    gone: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(before.keys() - now.keys()):
-        gone[before[path]].append(path)
-    added, renamed = [], []
-    for path in sorted(now.keys() - before.keys()):
-        if gone[now[path]]:
-            renamed.append((gone[now[path]].pop(0), path))
-        else:
-            added.append(path)
-    removed = sorted(path for paths in gone.values() for path in paths)
-    return added, changed, removed, sorted(renamed)
-
-
-def check_scan(workspace: Workspace, before: Oracle) -> Oracle:
-    now = look(workspace.folder)
-    delta = scan(workspace)
-    assert (delta.added, delta.changed, delta.removed, delta.renamed) == expected(before, now)
-    assert delta.quiet == (before == now)
-    assert stored(workspace) == now
-    assert delta.total == len(now) == delta.hashed + delta.unchanged
-    groups: dict[str, list[str]] = defaultdict(list)
-    for path, digest in now.items():
-        if (workspace.folder / os.fsdecode(to_os(path))).stat().st_size:
-            groups[digest].append(path)
-    duplicates = [sorted(group, key=lambda path: (len(path), path)) for group in groups.values() if len(group) > 1]
-    assert delta.duplicates == sorted(duplicates) == Catalog(workspace).duplicates()
-    check_documents(workspace)
-    return now
-
-
-def check_documents(workspace: Workspace) -> None:
-    """Files that were not touched keep their documents, a document goes with its last file; then read the new."""
-    with workspace.reading() as connection:
-        wrong = connection.execute(
-            "SELECT path FROM files JOIN documents ON documents.id = document_id WHERE files.content_hash <>"
-            " documents.content_hash OR state = 'seen'"
-        ).fetchall()
-        orphans = connection.execute(
-            "SELECT id FROM documents WHERE id NOT IN (SELECT document_id FROM files WHERE document_id IS NOT NULL)"
-        ).fetchall()
-        unread = connection.execute("SELECT path, content_hash FROM files WHERE state = 'seen'").fetchall()
-    assert (wrong, orphans) == ([], [])
-    with workspace.acquire(), workspace.transaction() as connection:
-        for path, digest in unread:
-            kind = Path(path).suffix
-            connection.execute(
-                "INSERT INTO documents (content_hash, kind, reader_version, title, characters, faithful, warnings,"
-                " text) VALUES (?, ?, 1, '', 0, 1, '[]', x'') ON CONFLICT DO NOTHING",
-                (digest, kind),
-            )
-            connection.execute(
-                "UPDATE files SET state = 'parsed', document_id = (SELECT id FROM documents WHERE content_hash = ? AND"
-                " kind = ?) WHERE path = ?",
-                (digest, kind, path),
-            )
-
+from windlass.lake.scan import Catalog
+from windlass.lake.walk import hash_file
 
 # --- any sequence of changes
 
@@ -143,52 +55,11 @@ change = st.one_of(
 )
 
 
-def apply(folder: Path, change: tuple) -> None:  # type: ignore[type-arg]
-    """Do it if it can be done; a file in the way of a folder, and the reverse, is replaced."""
-    kind, first, *rest = change
-    path = os.path.join(os.fsencode(folder), first)
-    if kind in ("write", "make folder", "write keeping the time"):
-        make_room(folder, first + b"/" if kind == "make folder" else first)
-        if kind == "make folder":
-            return
-        times = os.stat(path) if os.path.isfile(path) else None
-        with open(path, "wb") as file:
-            file.write(rest[0])
-        if times is not None and kind == "write keeping the time":
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    elif os.path.isfile(path):
-        if kind == "append":
-            with open(path, "ab") as file:
-                file.write(rest[0])
-        elif kind == "truncate":
-            os.truncate(path, rest[0])
-        elif kind == "touch":
-            os.utime(path, (rest[0], rest[0]))
-        elif kind == "delete":
-            os.unlink(path)
-        elif first != rest[0] and not (first + b"/").startswith(rest[0]) and not rest[0].startswith(first + b"/"):
-            make_room(folder, rest[0])
-            target = os.path.join(os.fsencode(folder), rest[0])
-            (os.replace if kind == "rename" else shutil.copyfile)(path, target)
-
-
-def make_room(folder: Path, name: bytes) -> None:
-    root = os.fsencode(folder)
-    path = os.path.join(root, name)
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    parent = os.path.dirname(path)
-    while parent != root:
-        if os.path.isfile(parent):
-            os.unlink(parent)
-        parent = os.path.dirname(parent)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-
-
-def check_history(history: list[list[tuple]]) -> None:  # type: ignore[type-arg]
+def check_history(history: list[list[tuple]], pause: float = 0.0) -> None:  # type: ignore[type-arg]
     with quick_folder() as folder, Workspace.open(folder) as workspace:
         known: Oracle = {}
         for changes in history:
+            time.sleep(pause)
             for change in changes:
                 apply(folder, change)
             known = check_scan(workspace, known)
@@ -201,6 +72,51 @@ histories = st.lists(st.lists(change, max_size=6), min_size=1, max_size=4)
 @given(histories)
 def test_any_history_of_a_folder(history: list[list[tuple]]) -> None:  # type: ignore[type-arg]
     check_history(history)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(histories)
+def test_any_history_of_a_settled_folder(history: list[list[tuple]]) -> None:  # type: ignore[type-arg]
+    """Every scan believes to come ten seconds later, so that folders without a change are known by their digest."""
+    plain = time.time_ns
+    later = mock.patch.object(scan_module.time, "time_ns", lambda: plain() + 10_000_000_000)
+    with later, mock.patch.object(look_module, "_LEAST_FILES", 3):
+        check_history(history, pause=0.012)  # longer than a tick of the file system's clock
+
+
+def test_a_run_cut_short_leaves_no_digest_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is moved away and back around a scan that is cut short: its files are not forgotten."""
+    write_files(tmp_path, "a/1.txt", "a/2.txt", "b/3.txt")
+    plain = time.time_ns
+    monkeypatch.setattr(scan_module.time, "time_ns", lambda: plain() + 10_000_000_000)
+    with Workspace.open(tmp_path) as workspace:
+        scan(workspace)
+        os.rename(tmp_path / "a", tmp_path.parent / "aside")
+        whole = Catalog._hash_and_store
+
+        def cut_short(*arguments: object) -> None:
+            with workspace.transaction() as connection:
+                connection.execute("DELETE FROM files WHERE path LIKE 'a/%'")
+            raise Cancelled("cut short")
+
+        monkeypatch.setattr(Catalog, "_hash_and_store", cut_short)
+        with pytest.raises(Cancelled):
+            scan(workspace)
+        monkeypatch.setattr(Catalog, "_hash_and_store", whole)
+        os.rename(tmp_path.parent / "aside", tmp_path / "a")
+        assert scan(workspace).added == ["a/1.txt", "a/2.txt"]
+        assert stored(workspace) == look(tmp_path)
+
+
+def test_files_that_others_forgot_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, "a/1.txt", "b/2.txt")
+    plain = time.time_ns
+    monkeypatch.setattr(scan_module.time, "time_ns", lambda: plain() + 10_000_000_000)
+    with Workspace.open(tmp_path) as workspace:
+        scan(workspace)
+        with workspace.acquire(), workspace.transaction() as connection:
+            connection.execute("DELETE FROM files WHERE path = 'a/1.txt'")
+        assert scan(workspace).added == ["a/1.txt"]
 
 
 @pytest.mark.slow
@@ -482,160 +398,3 @@ def test_empty_files_are_files_and_no_duplicates(tmp_path: Path) -> None:
     with Workspace.open(tmp_path) as workspace:
         delta = scan(workspace)
         assert (delta.added, delta.duplicates) == (["a", "b", "c"], [])
-
-
-# --- what is ignored
-
-
-def write_files(folder: Path, *paths: str) -> None:
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(path)
-
-
-def test_ignore_patterns(tmp_path: Path) -> None:
-    write_files(
-        tmp_path, "a.log", "keep.log", "d/b.log", "build/x", "d/build/x", "top.txt", "d/top.txt", "d/t/x.tmp", "plain",
-        ".hidden", ".git/config", "node_modules/m.js", "~$draft.docx", "trailing ", "#hash",
-    )  # fmt: skip
-    rules = "# comment\n*.log\n!keep.log\nbuild/\n/top.txt\n**/t/*.tmp\n\n!.windlass/\n\\#hash\n"
-    (tmp_path / ".windlassignore").write_text(rules)
-    with Workspace.open(tmp_path) as workspace:
-        scan(workspace)
-        assert sorted(stored(workspace)) == ["d/top.txt", "keep.log", "plain", "trailing "]
-        (tmp_path / ".windlassignore").write_text("!.hidden\nplain\n")
-        delta = scan(workspace)
-        assert {".hidden", "a.log", "build/x", "top.txt"} <= set(delta.added)
-        assert delta.removed == ["plain"]
-        assert not [path for path in stored(workspace) if path.startswith((".windlass/", ".git/"))]
-
-
-@pytest.mark.parametrize("line", ["!", "[z-a]", "a\\"])
-def test_a_line_that_is_no_pattern_is_named(tmp_path: Path, line: str) -> None:
-    write_files(tmp_path, "a")
-    (tmp_path / ".windlassignore").write_text(f"*.log\n{line}\n")
-    with Workspace.open(tmp_path) as workspace, pytest.raises(UsageError, match=r"\.windlassignore, line 2"):
-        scan(workspace)
-
-
-def test_ignore_rules_that_cannot_be_read_are_not_ignored(tmp_path: Path) -> None:
-    """Indexing what was to be left out would be worse than stopping."""
-    write_files(tmp_path, "a")
-    (tmp_path / ".windlassignore").write_bytes(b"\xff\xfe\x00*.log\n")
-    with Workspace.open(tmp_path) as workspace:
-        scan(workspace)
-        assert list(stored(workspace)) == ["a"]
-
-
-# --- stopping
-
-
-class StopsAt(Silent):
-    """A progress that is cancelled when a stage has advanced so far."""
-
-    def __init__(self, stage: str, number: int) -> None:
-        super().__init__()
-        self._stage, self._left = stage, number
-
-    def advance(self, stage: str, done: int = 1, detail: str = "") -> None:
-        self._left -= stage == self._stage
-        if self._left <= 0:
-            self.cancel()
-
-
-@pytest.mark.parametrize("stage", ["scan", "hash"])
-def test_a_cancelled_scan_stops_and_the_next_one_goes_on(
-    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_files(tmp_path, *(f"{number}.txt" for number in range(100)))
-    monkeypatch.setattr(scan_module, "_COMMIT_EVERY", 10)
-    with Workspace.open(tmp_path) as workspace:
-        with pytest.raises(Cancelled), workspace.acquire():
-            Catalog(workspace).scan(progress=StopsAt(stage, 50))
-        assert len(stored(workspace)) < 100
-        scan(workspace)
-        assert stored(workspace) == look(tmp_path)
-
-
-def test_a_huge_file_does_not_hold_up_a_cancelled_scan(tmp_path: Path) -> None:
-    """Hashing a sparse terabyte would take hours; the block after the wish to stop is the last."""
-    with open(tmp_path / "huge", "wb") as file:
-        file.truncate(1 << 40)
-
-    class Impatient(Silent):
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            if stage == "hash":
-                threading.Timer(0.05, self.cancel).start()
-
-    with Workspace.open(tmp_path) as workspace, workspace.acquire(), pytest.raises(Cancelled):
-        Catalog(workspace).scan(progress=Impatient())
-
-
-def changing_scanner(folder: Path) -> Callable[[Callable[[str], None]], None]:
-    def work(say: Callable[[str], None]) -> None:
-        with Workspace.open(folder) as workspace:
-            say("open")
-            scan(workspace)
-            say("done")
-
-    return work
-
-
-@pytest.fixture
-def often_committed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(scan_module, "_COMMIT_EVERY", 7)
-    yield
-
-
-def test_a_killed_scan_is_made_good_by_the_next(often_committed: None) -> None:
-    with quick_folder() as folder:
-        check_killed_scans(folder)
-
-
-def check_killed_scans(folder: Path) -> None:
-    chance = random.Random(1)
-    paths = [b"%d/%d.txt" % (number % 7, number) for number in range(150)]
-    for path in paths:
-        apply(folder, ("write", path, path * 50))
-    finished = 0
-    for _ in range(20):
-        for path in chance.sample(paths, 60):
-            kind = chance.choice(["write", "append", "rename", "copy", "delete"])
-            apply(folder, (kind, path, chance.choice(paths) if kind in ("rename", "copy") else chance.randbytes(30)))
-        with Child(changing_scanner(folder)) as child:
-            child.line()
-            time.sleep(chance.uniform(0, 0.06))
-            finished += "done" in child.kill()
-        with Workspace.open(folder) as workspace:
-            assert workspace.check_integrity() == []
-            half_way = stored(workspace)
-            now = look(folder)
-            delta = scan(workspace)
-            assert (delta.added, delta.changed, delta.removed, delta.renamed) == expected(half_way, now)
-            assert stored(workspace) == now
-            check_documents(workspace)
-    assert finished < 20, "no scan was killed"
-
-
-NAME = st.text(st.sampled_from("ab.~$_pycdnoelsk+THmiTt"), min_size=1, max_size=8) | st.sampled_from(
-    [
-        ".git",
-        "a.pyc",
-        "~$x.docx",
-        "Thumbs.db",
-        "desktop.ini",
-        "__pycache__",
-        "node_modules",
-        "lost+found",
-        "x.thumbs.db",
-    ]
-)
-
-
-@settings(deadline=None, max_examples=300)
-@given(NAME.filter(lambda name: name not in (".", "..")), st.booleans(), st.booleans())
-def test_the_quick_ignore_rule_is_that_of_the_patterns(name: str, is_folder: bool, nested: bool) -> None:
-    import pathspec
-
-    path = ("part/" if nested else "") + name + ("/" if is_folder else "")
-    assert bool(_default_ignored(path)) == pathspec.GitIgnoreSpec.from_lines(DEFAULT_IGNORE).match_file(path)

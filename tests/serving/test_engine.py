@@ -156,6 +156,22 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     engine.submit(request("b", 16, 1, deadline=engine.executor.now() + 5))
 
 
+def test_a_deadline_is_compared_with_the_answers_that_are_usual() -> None:
+    """Steps of a second: a prompt takes one for each 16 tokens, an answer one for each token."""
+    engine = lettered({}, pages=128)
+    for number in range(10):
+        engine.submit(request(f"short{number}", 16, 3))
+        engine.run_until_idle()
+    with pytest.raises(DeadlineError):
+        engine.submit(request("a", 16, 200, deadline=engine.executor.now() + 3.5))
+    handle = engine.submit(request("b", 16, 200, deadline=engine.executor.now() + 5))
+    engine.cancel(handle.id)
+    engine.run_until_idle()
+    engine.submit(request("waits", 160, 1))
+    with pytest.raises(DeadlineError):
+        engine.submit(request("c", 16, 200, deadline=engine.executor.now() + 5))
+
+
 def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
     engine = lettered({}, pages=5)
     with pytest.raises(ContextLengthError, match=r"17 tokens and 4 are to be made, 20 fit"):

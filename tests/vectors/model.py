@@ -84,7 +84,8 @@ class Model:
     def search_params(self) -> dict[str, Any]:
         """Under which a search must find the true nearest rows."""
         everything = {"postings": {"margin": 1e6, "max_postings": 1_000_000, "probed": 1.0}}
-        everything["tenant-tree"] = {"least": 1_000_000}
+        everything["tenant-tree"] = {"least": 1_000_000, "refine": 1_000_000}
+        everything["partitioned"] = {"exact": True}
         return everything.get(self.kind, {})
 
     def _score(self, query: np.ndarray, vector: np.ndarray) -> float:
@@ -201,6 +202,7 @@ def small_index(kind: str, dtype: str = "f32") -> dict[str, Any]:
     """Parameters under which an index over a few dozen rows has several of everything, and scores are exact."""
     small = {"postings": {"head_ratio": 0.2, "posting_vectors": 4, "vector_dtype": dtype}}
     small["tenant-tree"] = {"branching": 3, "leaf": 4, "shortlist": 3}
+    small["partitioned"] = {"parts": 3, "bits_per_dim": 2.0}
     return small.get(kind, {})
 
 

@@ -13,7 +13,7 @@ from windlass.core.filters import F
 from windlass.vectors.errors import BadInput, CorruptSegment
 from windlass.vectors.schema import Field, Schema
 
-EVERYTHING = {"least": 10**6, "exact_rows": 0}
+EVERYTHING = {"least": 10**6, "refine": 10**6, "exact_rows": 0}
 NAMES = [f"t{number}" for number in range(12)]
 
 

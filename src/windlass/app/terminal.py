@@ -34,6 +34,7 @@ _TITLES = {
     "shingle": "Cutting texts into word sequences",
     "compare": "Looking for near-copies",
     "join": "Looking for joins",
+    "overlap": "Looking for shared rows",
     "recipes": "Trying recipes",
     "verify": "Verifying",
     "embed": "Embedding passages",
@@ -142,6 +143,7 @@ def print_card(overview: Overview, report: IndexReport | None) -> None:
         for group in overview.duplicates[:_LISTED]:
             add("", f"{printable(group[0])} = {_some([printable(path) for path in group[1:]], 3)}")
     _add_contained(add, overview)
+    _add_overlapping(add, overview)
     _add_near_copies(add, overview)
     _add_joins(add, overview)
     _add_reasons(add, "not readable", [(path, f"{reason}: {text}") for path, reason, text in overview.failed])
@@ -295,6 +297,15 @@ def _add_contained(add: Callable[[str, str], None], overview: Overview) -> None:
         add("", f"{printable(table.child_file)}: {rows} {printable(table.parent_file)} ({table.parent_rows:,})")
     if len(overview.contained) > _LISTED:
         add("", f"and {len(overview.contained) - _LISTED} more")
+
+
+def _add_overlapping(add: Callable[[str, str], None], overview: Overview) -> None:
+    for number, table in enumerate(overview.overlapping[:_LISTED]):
+        title = f"{len(overview.overlapping)} tables share rows" if number == 0 else ""
+        called = f" ({_some([f'{a} is {b} there' for a, b in table.renamed.items()], 2)})" if table.renamed else ""
+        add(title, f"{table.share:.0%} of {printable(table.child_file)} is in {printable(table.parent_file)}{called}")
+    if len(overview.overlapping) > _LISTED:
+        add("", f"and {len(overview.overlapping) - _LISTED} more")
 
 
 def _add_near_copies(add: Callable[[str, str], None], overview: Overview) -> None:

@@ -35,10 +35,26 @@ class UsageError(WindlassError):
     http_status = 400
 
 
+class DataError(UsageError, ValueError):
+    """An array or table has a shape or values that cannot be worked with; also a `ValueError`."""
+
+
+class DataTypeError(UsageError, TypeError):
+    """An array or table is of a kind that cannot be worked with; also a `TypeError`."""
+
+
+class NotFitted(UsageError, ValueError, AttributeError):
+    """Something was asked of an estimator that has not seen any data yet."""
+
+
 class NotFound(UsageError):
     """A folder, file, model, system or passage that was named does not exist."""
 
     http_status = 404
+
+
+class DataMissing(NotFound):
+    """Data that only a benchmark needs is not on this machine."""
 
 
 class WorkspaceError(WindlassError):

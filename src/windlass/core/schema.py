@@ -168,6 +168,30 @@ STEPS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX joins_by_parent ON joins (parent);
     """,
+    """
+    -- What a join follows from, in words.
+    ALTER TABLE joins ADD COLUMN why TEXT NOT NULL DEFAULT '';
+    -- A share of the child's rows are in the parent, or all of them under other column names (JSON, as compared).
+    CREATE TABLE overlaps (
+        child INTEGER NOT NULL REFERENCES tables (id) ON DELETE CASCADE,
+        parent INTEGER NOT NULL REFERENCES tables (id) ON DELETE CASCADE,
+        share REAL NOT NULL,
+        columns TEXT NOT NULL,
+        keys TEXT NOT NULL,
+        PRIMARY KEY (child, parent)
+    ) WITHOUT ROWID;
+    CREATE INDEX overlaps_by_parent ON overlaps (parent);
+    ALTER TABLE profiles ADD COLUMN overlapped INTEGER NOT NULL DEFAULT 0;
+    -- Folders as the last scan saw them. `digest` is of names and stat records, NULL when it must not be trusted;
+    -- `inside` and `skipped` are JSON. A row stands only while the rows of `files` below it are those of that scan.
+    CREATE TABLE folders (
+        path TEXT PRIMARY KEY,
+        digest BLOB,
+        files INTEGER NOT NULL,
+        inside TEXT NOT NULL,
+        skipped TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 VERSION = len(STEPS)

@@ -1,4 +1,10 @@
-"""Vectors as bits: sign codes, their Hamming distance, and bitmaps over rows."""
+"""Vectors as bits: sign codes, their Hamming distance, products with them, and bitmaps over rows.
+
+The product of a query with a row of which only the signs are kept follows RaBitQ (Gao and Long, "RaBitQ: Quantizing
+High-Dimensional Vectors with a Theoretical Error Bound", 2024): each row has a factor by which its signs are too short
+or too long, and the query is rounded to four bits a number, so that the product is counting bits. Rows are not rotated
+at random first; sentence embeddings are spread over their dimensions as they are.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.kernels.compiled import compiled
+from windlass.kernels.distances import best_first, offer
 from windlass.kernels.simd import popcount
 
 Words = NDArray[np.uint64]
+
+PLANES = 4
+"""Bits of a number of a query."""
+_BLOCK = 1024
 
 
 def words_of(bits: int) -> int:
@@ -70,6 +81,78 @@ def hamming_of(codes: Any, query: Any, chosen: Any, out: Any) -> None:
         for word in range(words):
             total += popcount(codes[chosen[i], word] ^ query[word])
         out[i] = total
+
+
+@compiled
+def query_planes(query: Any, words: int) -> Any:
+    """A query as bits, for `sign_scores_of`.
+
+    Args:
+        query: float32 `[d]`.
+
+    Returns:
+        uint64 `[words * PLANES]`: for 64 numbers at a time the lowest bit of each, the next one, ...; then the number
+        that zero stands for, the step from one to the next, and the sum of the numbers.
+    """
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    for i in range(len(query)):
+        low, high = min(low, query[i]), max(high, query[i])
+    step = (high - low) / np.float32((1 << PLANES) - 1)
+    planes, total = np.zeros(words * PLANES, np.uint64), np.float32(0.0)
+    for i in range(len(query)):
+        level = np.int64(np.rint((query[i] - low) / step)) if step > 0 else np.int64(0)
+        total += low + step * np.float32(level)
+        for plane in range(PLANES):
+            planes[(i >> 6) * PLANES + plane] |= np.uint64((level >> plane) & 1) << np.uint64(i & 63)
+    return planes, low, step, total
+
+
+@compiled
+def sign_scores_of(codes: Any, squares: Any, factors: Any, asked: Any, chosen: Any, out: Any) -> None:
+    """float32 `[m]`: twice the estimated product of a query with each row listed in `chosen`, less the row's square.
+
+    Args:
+        codes: uint64 `[n, w]`, from `pack_signs`.
+        squares: float32 `[n]`, what is taken off: squared lengths, or zeros for twice the product alone.
+        factors: float32 `[n]`: the length of a row, by how well its signs stand for it.
+        asked: What `query_planes` returned.
+        chosen: int64 `[m]`.
+    """
+    planes, low, step, total = asked
+    words = codes.shape[1]
+    for i in range(len(chosen)):
+        row, ones, levels = chosen[i], 0, 0
+        for word in range(words):
+            code, at = codes[row, word], word * PLANES
+            ones += popcount(code)
+            levels += (
+                popcount(code & planes[at])
+                + 2 * popcount(code & planes[at + 1])
+                + 4 * popcount(code & planes[at + 2])
+                + 8 * popcount(code & planes[at + 3])
+            )
+        inside = low * np.float32(ones) + step * np.float32(levels)
+        product = (np.float32(2.0) * inside - total) * factors[row]
+        out[i] = np.float32(2.0) * product - squares[row]
+
+
+@compiled
+def best_signs(
+    codes: Any, squares: Any, factors: Any, asked: Any, chosen: Any, order: Any, scores: Any, found: Any
+) -> int:
+    """The best rows of `chosen` by `sign_scores_of`, best first in `found`; returns how many there are.
+
+    Args:
+        order: Of two rows with equal scores the one with the lower entry comes first.
+        scores, found: float32 and int64 `[wanted]`.
+    """
+    size, values = 0, np.empty(_BLOCK, np.float32)
+    for start in range(0, len(chosen), _BLOCK):
+        block = chosen[start : start + _BLOCK]
+        sign_scores_of(codes, squares, factors, asked, block, values)
+        size = offer(values[: len(block)], block, order, scores, found, size)
+    best_first(scores, found, size, order)
+    return size
 
 
 @compiled

@@ -165,6 +165,31 @@ def offer(values: Any, chosen: Any, order: Any, scores: Any, rows: Any, size: in
     return size
 
 
+@compiled
+def check_rows(given: Any, unit: bool, largest: Any, out: Any) -> Any:
+    """Copy rows, at length one when `unit`.
+
+    Args:
+        given, out: float32 `[n, d]`.
+        largest: A row whose squares add up to more, or to NaN, is refused.
+
+    Returns:
+        The first row that is refused, or -1; and the first that has no direction where one is needed, or -1.
+    """
+    for row in range(len(given)):
+        square = 0.0
+        for i in range(given.shape[1]):
+            square += np.float64(given[row, i]) * np.float64(given[row, i])
+        if not square < largest:
+            return row, -1
+        if unit and square < 1e-36:
+            return -1, row
+        length = np.sqrt(square) if unit else 1.0
+        for i in range(given.shape[1]):
+            out[row, i] = given[row, i] / length
+    return -1, -1
+
+
 def scan_topk(
     vectors: NDArray[Any],
     query: Floats32,

@@ -57,6 +57,30 @@ def table_sums_of(codes: Any, tables: Any, chosen: Any, out: Any) -> None:
 
 
 @compiled
+def field_sums_of(
+    packed: Any, bits: Any, widths: Any, firsts: Any, tables: Any, base: Any, chosen: Any, out: Any
+) -> None:
+    """float32 `[m]`: for each row in `chosen` the sum of the table entries that its packed codes point at.
+
+    Args:
+        packed: uint8 `[n, bytes]`, codes row by row as `pack_codes` lays them out column by column, and a byte more.
+        bits, widths, firsts: int64 `[fields]`: where each code begins in a row, its bits (1 to 8), and where its table
+            begins in `tables`.
+        tables: float32.
+        base: What every sum begins with.
+        chosen: int64 `[m]`.
+    """
+    for i in range(len(chosen)):
+        row, total = chosen[i], base
+        for field in range(len(bits)):
+            at = bits[field] >> 3
+            word = np.int64(packed[row, at]) | (np.int64(packed[row, at + 1]) << 8)
+            code = (word >> (bits[field] & 7)) & ((1 << widths[field]) - 1)
+            total += tables[firsts[field] + code]
+        out[i] = total
+
+
+@compiled
 def _pack(codes: Any, widths: Any, out: Any) -> None:
     for row in range(codes.shape[0]):
         bit = 0

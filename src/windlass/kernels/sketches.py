@@ -91,31 +91,34 @@ def count_members(rows: Any, others: Any) -> Any:
 
 
 @compiled
-def bottoms_fit(bottoms: Any, offsets: Any, children: Any, parents: Any, out: Any) -> None:
-    """Whether each child column's values may all be in the parent column, by their smallest hashes.
+def bottom_misses(bottoms: Any, offsets: Any, children: Any, parents: Any, compared: Any, missing: Any) -> None:
+    """How many of each child column's smallest hashes can be compared with the parent column's, and are not there.
 
     Args:
         bottoms: uint64[total], `bottom_hashes` of all columns.
         offsets: int64[columns + 1].
         children, parents: int64[pairs], column numbers.
-        out: bool[pairs], written; False is certain.
+        compared, missing: int64[pairs], written. A hash above the parent's largest says nothing where its bottom is
+            full, and is missing where it is not. One that is missing is certainly no value of the parent.
     """
     for pair in range(children.size):
         i, i_end = offsets[children[pair]], offsets[children[pair] + 1]
         j, j_end = offsets[parents[pair]], offsets[parents[pair] + 1]
         whole = j_end - j < BOTTOM
-        fits = True
+        first, misses = i, 0
         while i < i_end:
             while j < j_end and bottoms[j] < bottoms[i]:
                 j += 1
             if j == j_end:
-                fits = not whole
                 break
             if bottoms[j] != bottoms[i]:
-                fits = False
-                break
+                misses += 1
             i += 1
-        out[pair] = fits
+        if whole:
+            misses += i_end - i
+            i = i_end
+        compared[pair] = i - first
+        missing[pair] = misses
 
 
 @compiled

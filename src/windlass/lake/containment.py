@@ -15,18 +15,21 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from windlass.core.errors import UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
-from windlass.kernels.sketches import bottoms_fit, count_members
+from windlass.kernels.sketches import bottom_misses, count_members
 from windlass.lake.hashing import HashedTable
 from windlass.lake.profile import TableProfile
 from windlass.lake.text_dedup import PairStage
+
+if TYPE_CHECKING:
+    from windlass.core.tasks import TaskPool
 
 _HELD_CELLS = 20_000_000
 _LOT_CELLS = 1_000_000
@@ -93,13 +96,18 @@ class ContainmentGraph:
 
 
 def find_containment(
-    tables: Sequence[LakeTable], *, fresh: Collection[str] | None = None, progress: Progress | None = None
+    tables: Sequence[LakeTable],
+    *,
+    fresh: Collection[str] | None = None,
+    task_pool: TaskPool | None = None,
+    progress: Progress | None = None,
 ) -> ContainmentGraph:
     """Every ordered pair of tables of which the first is contained in the second.
 
     Args:
         tables: With profiles; tables without columns or rows take no part.
         fresh: Only pairs that one of these ids is in; None for all.
+        task_pool: Where rows are compared, one task a parent; `load` of the tables must be fit to be sent there.
         progress: Hears of the stage `contain`.
 
     Raises:
@@ -120,7 +128,7 @@ def find_containment(
     possible = possible_pairs(tables, groups, chosen)
     stages.append(PairStage("profiles", pairs, len(possible), time.perf_counter() - clock))
     clock = time.perf_counter()
-    edges = sorted(_verified(tables, possible, progress))
+    edges = sorted(_verified(tables, possible, task_pool, progress))
     stages.append(PairStage("rows", len(possible), len(edges), time.perf_counter() - clock))
     return ContainmentGraph(tuple(edges), tuple(stages))
 
@@ -161,7 +169,7 @@ def _bits(number: int) -> Iterator[int]:
         number ^= lowest
 
 
-class _ColumnFacts:
+class ColumnFacts:
     """What profiles say of all columns of all tables, side by side; tables' columns stand in the order of names."""
 
     def __init__(self, tables: Sequence[LakeTable]) -> None:
@@ -191,8 +199,9 @@ class _ColumnFacts:
 
     def hashes_fit(self, children: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The same by the smallest hashes of their values."""
-        fits = np.empty(children.size, np.bool_)
-        bottoms_fit(self.bottoms, self.bottom_ends, children, parents, fits)
+        compared, missing = np.empty(children.size, np.int64), np.empty(children.size, np.int64)
+        bottom_misses(self.bottoms, self.bottom_ends, children, parents, compared, missing)
+        fits: NDArray[np.bool_] = missing == 0
         return fits
 
 
@@ -200,11 +209,11 @@ def possible_pairs(
     tables: Sequence[LakeTable], groups: Sequence[tuple[list[int], list[int]]], chosen: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """int64[pairs, 2]: pairs of tables, one of them chosen, that no profile of a column rules out."""
-    facts = _ColumnFacts(tables)
+    facts = ColumnFacts(tables)
     found = [np.empty((0, 2), np.int64)]
-    lots: list[_Lot] = []
+    lots: list[Lot] = []
     size = 0
-    for lot in _lots(facts, groups, chosen):
+    for lot in candidate_lots(facts, groups, chosen):
         lots.append(lot)
         size += lot.children.size
         if size > _LOT_CELLS:
@@ -215,7 +224,7 @@ def possible_pairs(
     return np.concatenate(found)
 
 
-class _Lot(NamedTuple):
+class Lot(NamedTuple):
     """Pairs of tables (int64[pairs, 2]) and of their columns, each int64[pairs, columns of the child]."""
 
     pairs: NDArray[np.int64]
@@ -223,9 +232,10 @@ class _Lot(NamedTuple):
     parents: NDArray[np.int64]
 
 
-def _lots(
-    facts: _ColumnFacts, groups: Sequence[tuple[list[int], list[int]]], chosen: NDArray[np.bool_]
-) -> Iterator[_Lot]:
+def candidate_lots(
+    facts: ColumnFacts, groups: Sequence[tuple[list[int], list[int]]], chosen: NDArray[np.bool_]
+) -> Iterator[Lot]:
+    """The pairs of tables by column names, one of them chosen, with their columns side by side."""
     for small, large in groups:
         if len(small) == 1 and small == large:
             continue
@@ -239,10 +249,10 @@ def _lots(
             pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & chosen[pairs].any(axis=1)]
             if len(pairs):
                 own = facts.first[pairs[:, 0]][:, None] + np.arange(len(names))
-                yield _Lot(pairs, own, facts.first[pairs[:, 1]][:, None] + places)
+                yield Lot(pairs, own, facts.first[pairs[:, 1]][:, None] + places)
 
 
-def _not_ruled_out(facts: _ColumnFacts, lots: Sequence[_Lot]) -> NDArray[np.int64]:
+def _not_ruled_out(facts: ColumnFacts, lots: Sequence[Lot]) -> NDArray[np.int64]:
     """The pairs of which every column of the child may be in its column of the parent."""
     pairs = np.concatenate([lot.pairs for lot in lots])
     widths = np.concatenate([np.full(len(lot.pairs), lot.children.shape[1]) for lot in lots])
@@ -258,7 +268,7 @@ def _not_ruled_out(facts: _ColumnFacts, lots: Sequence[_Lot]) -> NDArray[np.int6
     return pairs
 
 
-class _Loaded:
+class LoadedTables:
     """Hashed tables by number, the last used ones kept, and their row hashes on sets of columns."""
 
     def __init__(self, tables: Sequence[LakeTable]) -> None:
@@ -277,21 +287,67 @@ class _Loaded:
         return table
 
 
-def _verified(tables: Sequence[LakeTable], pairs: NDArray[np.int64], progress: Progress) -> Iterator[Contained]:
-    """The pairs of which all rows were compared; grouped by parent, so that each is read and projected once."""
-    progress.start("contain", len(pairs), "pairs")
-    loaded = _Loaded(tables)
-    by_parent: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
+class Block(NamedTuple):
+    """One parent and what is to be looked for in it: the work of one task, which reads every table it needs itself.
+
+    `parts` holds, for each set of columns, the children as (number, how to load it).
+    """
+
+    load: Callable[[], HashedTable]
+    parts: tuple[tuple[tuple[str, ...], tuple[tuple[int, Callable[[], HashedTable]], ...]], ...]
+
+
+def compare_block(block: Block) -> list[tuple[int, tuple[str, ...], int]]:
+    """(number, columns, distinct rows) of the children whose rows are all in the parent."""
+    parent = block.load()
+    found = []
+    for columns, children in block.parts:
+        rows = parent.row_hashes(columns)
+        for number, load in children:
+            distinct, common = count_members(load().row_hashes(columns), rows)
+            if common == distinct:
+                found.append((number, columns, int(distinct)))
+    return found
+
+
+def blocks_of(
+    tables: Sequence[LakeTable], pairs: NDArray[np.int64], load: Callable[[int], Callable[[], HashedTable]]
+) -> list[tuple[int, Block]]:
+    """The comparisons of pairs of tables by parent, so that each parent is read once, and projected once a schema."""
+    by_parent: dict[int, dict[tuple[str, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
     for child, parent in pairs.tolist():
-        by_parent[parent, tuple(sorted(tables[child].columns))].append(child)
-    for (parent, columns), children in sorted(by_parent.items()):
-        rows = loaded[parent].row_hashes(columns)
-        for child in children:
-            check_cancelled(progress)
-            progress.advance("contain")
-            distinct, found = count_members(loaded[child].row_hashes(columns), rows)
-            if found == distinct:
-                yield _edge(tables[child], tables[parent], columns, distinct)
+        by_parent[parent][tuple(sorted(tables[child].columns))].append(child)
+    return [
+        (
+            parent,
+            Block(
+                load(parent),
+                tuple((columns, tuple((n, load(n)) for n in own)) for columns, own in sorted(parts.items())),
+            ),
+        )
+        for parent, parts in sorted(by_parent.items())
+    ]
+
+
+def _verified(
+    tables: Sequence[LakeTable], pairs: NDArray[np.int64], task_pool: TaskPool | None, progress: Progress
+) -> Iterator[Contained]:
+    """The pairs of which all rows were compared."""
+    held = LoadedTables(tables)
+
+    def load(number: int) -> Callable[[], HashedTable]:
+        # Here, tables that were just used are kept; a task elsewhere has only what it reads.
+        return partial(held.__getitem__, number) if task_pool is None else tables[number].load
+
+    blocks = blocks_of(tables, pairs, load)
+    work = [block for _, block in blocks]
+    progress.start("contain", len(blocks), "tables")
+    results = map(compare_block, work) if task_pool is None else task_pool.map(compare_block, work)
+    for (parent, _), found in zip(blocks, results, strict=True):
+        check_cancelled(progress)
+        for child, columns, distinct in found:
+            yield _edge(tables[child], tables[parent], columns, distinct)
+        progress.advance("contain", detail=tables[parent].id)
     progress.finish("contain")
 
 

@@ -118,9 +118,14 @@ class HashedTable:
         """
         keys = self.keys if columns is None else columns
         places = {key: place for place, key in enumerate(self.keys)}
+        chosen = [places[key] for key in keys]
+        return self.tuple_hashes(chosen, self.seeds[chosen])
+
+    def tuple_hashes(self, places: Sequence[int], seeds: Hashes) -> Hashes:
+        """uint64[rows]: hashes of some columns (by place) as if they were called by the names that gave the seeds."""
         sums = np.zeros(self.rows, np.uint64)
-        for key in keys:
-            add_cells(self.hashes[places[key]], self.seeds[places[key]], sums)
+        for place, seed in zip(places, seeds, strict=True):
+            add_cells(self.hashes[place], seed, sums)
         finish_rows(sums)
         return sums
 

@@ -5,21 +5,23 @@ that has (nearly) every value once. All of them are found at once over one sorte
 pair by pair. How likely a candidate is follows from its names and its data by a logistic model, whose few weights lie
 beside this file and can be read; the trees of the paper need a library to train and say less about why.
 
+A table without a unique column may still be referred to, over two or three columns that tell its rows apart together.
+The columns that fit each of them are found as above, and what they hold together is looked up by row hashes.
+
 What differs from the paper: one model instead of two for joins to one and one to one; the names are compared by words
-and letters only; and there are no composite keys.
+and letters only; keys of several columns; and columns that refer to their own table.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import cache
 from importlib.resources import files
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -28,17 +30,17 @@ from numpy.typing import NDArray
 from windlass.core.errors import ModelError
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.kernels.cells import NULL
-from windlass.lake.containment import LakeTable
-from windlass.lake.profile import ColumnProfile
+from windlass.lake.containment import LakeTable, LoadedTables
+from windlass.lake.join_names import TableNames, abbreviates, alike, stands_for
+from windlass.lake.profile import ColumnProfile, unique_groups
 from windlass.lake.schema_graph import Join
 
 LEAST_INCLUSION = 0.8
 _NEARLY_UNIQUE = 0.95
 _MOST_VALUES = 1_000_000
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_KEY_WORDS = frozenset(("id", "key", "sk", "no", "nr", "code", "number", "num", "fk", "pk", "ref", "iata"))
-_GENERIC = frozenset(("id", "key", "code", "no", "nr", "number", "name", "sk", "pk", "uuid"))
-_TABLE_WORDS = frozenset(("dim", "fact", "tbl", "table", "lookup", "data", "master", "list"))
+_KEY_PARTS = 10
+_ABOVE = frozenset(("parent", "report", "manager", "supervisor", "boss", "head", "previous", "main", "super"))
+_MOST_TUPLES = 32
 _FAMILIES = {"integer": "number", "number": "number", "date": "time", "timestamp": "time", "text": "text"}
 
 FEATURES = (
@@ -64,16 +66,21 @@ FEATURES = (
     "unrelated_names",
     "measure",
     "child_key",
+    "several",
+    "sparse_key",
+    "itself",
+    "above",
+    "derived",
 )
 
 
 class Candidate(NamedTuple):
-    """A possible join of two columns, and what speaks for and against it: float64[features], see `FEATURES`."""
+    """A possible join over one column or several, and what speaks for and against it: float64[features]."""
 
     child: str
-    column: str
+    columns: tuple[str, ...]
     parent: str
-    key: str
+    keys: tuple[str, ...]
     features: NDArray[np.float64]
     mutual: bool
 
@@ -88,6 +95,22 @@ class _Column:
     @property
     def family(self) -> str:
         return _FAMILIES.get(self.profile.column.type, "none")
+
+    @property
+    def is_key(self) -> bool:
+        profile = self.profile
+        if profile.column.type == "number" or profile.filled < 2 or profile.column.nulls > 0.05 * profile.rows:
+            return False
+        return len(self.values) >= _NEARLY_UNIQUE * profile.filled
+
+
+class _Match(NamedTuple):
+    """A column of which so large a share of the values is in another one, and so large a share of that one in it."""
+
+    column: _Column
+    key: _Column
+    inclusion: float
+    coverage: float
 
 
 @dataclass(frozen=True)
@@ -140,113 +163,207 @@ def find_joins(
         return []
     chances = (model or JoinModel.load()).predict(np.stack([candidate.features for candidate in candidates]))
     joins = [
-        Join(c.child, (c.column,), c.parent, (c.key,), float(chance), c.mutual)
+        Join(c.child, c.columns, c.parent, c.keys, float(chance), c.mutual, evidence(c))
         for c, chance in zip(candidates, chances, strict=True)
     ]
     return sorted(joins, key=lambda join: (-join.probability, join))
 
 
+def evidence(candidate: Candidate) -> str:
+    """What speaks for a join and against it, in words.
+
+    Example:
+        >>> features = dict.fromkeys(FEATURES, 0.0) | {"inclusion": 1.0, "coverage": 0.5, "same_name": 1.0}
+        >>> values = np.array(list(features.values()))
+        >>> evidence(Candidate("calls", ("berth",), "berths", ("berth",), values, False))
+        'all values are in the key, which has 50 % of its values referred to; the names are the same'
+    """
+    known = dict(zip(FEATURES, candidate.features.tolist(), strict=True))
+    inclusion = LEAST_INCLUSION + (1 - LEAST_INCLUSION) * known["inclusion"]
+    share = "all values are" if inclusion == 1 else f"{100 * inclusion:.0f} % of the values are"
+    said = [f"{share} in the key, which has {100 * known['coverage']:.0f} % of its values referred to"]
+    if known["same_name"]:
+        said.append("the names are the same")
+    elif known["parent_covered"] >= 1 or known["head_matches"]:
+        said.append(f"it is named after {candidate.parent}")
+    elif known["unrelated_names"]:
+        said.append("the names have nothing in common")
+    if known["several"]:
+        said.append("only together do the columns tell the rows apart")
+    if known["dense_both"]:
+        said.append("both count up from one, so they may agree by accident")
+    elif known["measure"]:
+        said.append("it may be a quantity")
+    rivals = round(math.expm1(2 * known["rivals"]))
+    if rivals > 0:
+        said.append(f"the values are in keys of {rivals} more {'table' if rivals == 1 else 'tables'}")
+    return "; ".join(said)
+
+
 def find_candidates(tables: Sequence[LakeTable], progress: Progress | None = None) -> list[Candidate]:
-    """All pairs of columns of different tables that a join may be on; sorted.
+    """All columns, and sets of up to three, that a join may be on; sorted.
 
     Raises:
         Cancelled: Stopped through `progress`.
     """
-    columns = _columns(tables, progress or Silent())
-    keys = [column for column in columns if _is_key(column)]
-    if not keys:
-        return []
-    hashes = np.concatenate([key.values for key in keys])
-    owners = np.repeat(np.arange(len(keys)), [len(key.values) for key in keys])
-    order = np.argsort(hashes, kind="stable")
-    hashes, owners = hashes[order], owners[order]
-    found: list[tuple[_Column, _Column, float, float]] = []
-    for column in columns:
-        if not len(column.values) or column.family == "none":
-            continue
-        left, right = np.searchsorted(hashes, column.values, "left"), np.searchsorted(hashes, column.values, "right")
-        sizes = right - left
-        places = np.repeat(left - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes) + np.arange(sizes.sum())
-        common = np.bincount(owners[places], minlength=len(keys))
-        for number in np.flatnonzero(common >= LEAST_INCLUSION * len(column.values)):
-            key = keys[number]
-            if key.table != column.table and key.family == column.family:
-                shares = common[number] / len(column.values), common[number] / len(key.values)
-                found.append((column, key, float(shares[0]), float(shares[1])))
-    return sorted(_described(tables, found), key=lambda c: (c.child, c.column, c.parent, c.key))
+    columns, groups = _columns(tables, progress or Silent())
+    parts = {(table, place) for table, own in enumerate(groups) for group in own for place in group}
+    targets = [column for column in columns if column.is_key or (column.table, column.place) in parts]
+    matches = _matches(columns, targets)
+    described = _Described(tables, matches)
+    found = described.singles([match for match in matches if match.key.is_key])
+    found += described.several(groups, [match for match in matches if match.key.table != match.column.table])
+    return sorted(found, key=lambda c: c[:4])
 
 
-def _columns(tables: Sequence[LakeTable], progress: Progress) -> list[_Column]:
-    columns = []
+def _columns(tables: Sequence[LakeTable], progress: Progress) -> tuple[list[_Column], list[list[tuple[int, ...]]]]:
+    """The columns that may take part, and for each table the sets of columns that tell its rows apart together."""
+    columns, groups = [], []
     progress.start("join", len(tables), "tables")
     for number, table in enumerate(tables):
         check_cancelled(progress)
         hashed = table.load()
+        own = []
         for place, profile in enumerate(table.profile.columns):
             if profile.column.type in _FAMILIES and profile.column.distinct <= _MOST_VALUES:
                 values = np.unique(hashed.hashes[place][hashed.kinds[place] != NULL])
-                columns.append(_Column(number, place, profile, values))
+                own.append(_Column(number, place, profile, values))
+        parts = [c for c in own if c.profile.column.type != "number" and not c.profile.column.nulls and not c.is_key]
+        names = TableNames.of(table).columns
+        parts = sorted(
+            (c for c in parts if len(c.values) > 1), key=lambda c: (not names[c.place].is_key, -len(c.values))
+        )
+        parts = parts[:_KEY_PARTS]
+        groups.append(list(unique_groups(hashed, table.profile.columns, sorted(c.place for c in parts))))
+        columns += own
         progress.advance("join", detail=table.id)
     progress.finish("join")
-    return columns
+    return columns, groups
 
 
-def _is_key(column: _Column) -> bool:
-    profile = column.profile
-    if profile.column.type == "number" or profile.filled < 2 or profile.column.nulls > 0.05 * profile.rows:
-        return False
-    return len(column.values) >= _NEARLY_UNIQUE * profile.filled
+def _matches(columns: Sequence[_Column], targets: Sequence[_Column]) -> list[_Match]:
+    """The columns that are nearly included in a target, all at once over one sorted list of the targets' values."""
+    if not targets:
+        return []
+    hashes = np.concatenate([target.values for target in targets])
+    owners = np.repeat(np.arange(len(targets)), [len(target.values) for target in targets])
+    order = np.argsort(hashes, kind="stable")
+    hashes, owners = hashes[order], owners[order]
+    found = []
+    for column in columns:
+        if not len(column.values):
+            continue
+        left, right = np.searchsorted(hashes, column.values, "left"), np.searchsorted(hashes, column.values, "right")
+        sizes = right - left
+        places = np.repeat(left - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes) + np.arange(sizes.sum())
+        common = np.bincount(owners[places], minlength=len(targets))
+        for number in np.flatnonzero(common >= LEAST_INCLUSION * len(column.values)):
+            target = targets[int(number)]
+            if (target.table, target.place) != (column.table, column.place) and target.family == column.family:
+                inclusion, coverage = common[number] / len(column.values), common[number] / len(target.values)
+                found.append(_Match(column, target, float(inclusion), float(coverage)))
+    return found
 
 
-def _described(tables: Sequence[LakeTable], found: Sequence[tuple[_Column, _Column, float, float]]) -> list[Candidate]:
-    rivals: dict[tuple[int, int], set[int]] = defaultdict(set)
-    for column, key, _, _ in found:
-        rivals[column.table, column.place].add(key.table)
-    both_ways = {(a.table, a.place, b.table, b.place) for a, b, _, _ in found}
-    names = [_TableNames.of(table) for table in tables]
-    candidates = []
-    for column, key, inclusion, coverage in found:
-        child, parent = tables[column.table], tables[key.table]
-        others = len(rivals[column.table, column.place]) - 1
-        mutual = (key.table, key.place, column.table, column.place) in both_ways and _is_key(column)
-        both = names[column.table], names[key.table]
-        features = _features(child, column, parent, key, both, (inclusion, coverage), others)
-        candidates.append(Candidate(child.id, column.profile.name, parent.id, key.profile.name, features, mutual))
-    return candidates
+class _Described:
+    """Makes candidates of columns that match."""
+
+    def __init__(self, tables: Sequence[LakeTable], matches: Sequence[_Match]) -> None:
+        self._tables = tables
+        self._names = [TableNames.of(table) for table in tables]
+        self._derived = {(m.column.table, m.column.place) for m in matches if self._is_derived(m)}
+        self._loaded = LoadedTables(tables)
+
+    def singles(self, matches: Sequence[_Match]) -> list[Candidate]:
+        """Joins over one column."""
+        rivals: dict[tuple[int, int], set[int]] = defaultdict(set)
+        for column, key, _, _ in matches:
+            rivals[column.table, column.place].add(key.table)
+        both_ways = {(a.table, a.place, b.table, b.place) for a, b, _, _ in matches}
+        found = []
+        for match in matches:
+            column, key = match.column, match.key
+            mutual = (key.table, key.place, column.table, column.place) in both_ways and column.is_key
+            features = self._features(match, len(rivals[column.table, column.place]) - 1)
+            child, parent = self._tables[column.table].id, self._tables[key.table].id
+            found.append(Candidate(child, (column.profile.name,), parent, (key.profile.name,), features, mutual))
+        return found
+
+    def several(self, groups: Sequence[Sequence[tuple[int, ...]]], matches: Sequence[_Match]) -> list[Candidate]:
+        """Joins over two or three columns: of those that match each for itself, the ones that do so together."""
+        by_part: dict[tuple[int, int, int], list[_Match]] = defaultdict(list)
+        for match in matches:
+            by_part[match.key.table, match.key.place, match.column.table].append(match)
+        found: list[tuple[list[_Match], tuple[float, float, float]]] = []
+        for parent, own in enumerate(groups):
+            for group in own:
+                children = set.intersection(*({key[2] for key in by_part if key[:2] == (parent, p)} for p in group))
+                for child in sorted(children):
+                    ways = product(*(by_part[parent, place, child] for place in group))
+                    for _, chosen in zip(range(_MOST_TUPLES), ways, strict=False):
+                        shares = self._shares_together(chosen)
+                        if shares[0] >= LEAST_INCLUSION:
+                            found.append((list(chosen), shares))
+        rivals = Counter((chosen[0].column.table, _places(chosen)) for chosen, _ in found)
+        return [
+            self._together(chosen, shares, rivals[chosen[0].column.table, _places(chosen)] - 1)
+            for chosen, shares in found
+        ]
+
+    def _shares_together(self, chosen: Sequence[_Match]) -> tuple[float, float, float]:
+        """(inclusion, coverage, repetition in the child) of the values that columns hold together; nulls left out."""
+        if len({match.column.place for match in chosen}) < len(chosen):
+            return 0.0, 0.0, 0.0
+        child, parent = self._loaded[chosen[0].column.table], self._loaded[chosen[0].key.table]
+        columns, keys = [match.column.place for match in chosen], [match.key.place for match in chosen]
+        filled = (child.kinds[columns] != NULL).all(axis=0)
+        seeds = parent.seeds[keys]
+        rows = child.tuple_hashes(columns, seeds)[filled]
+        ours, theirs = np.unique(rows), np.unique(parent.tuple_hashes(keys, seeds))
+        if not len(ours):
+            return 0.0, 0.0, 0.0
+        common = int(np.isin(ours, theirs, assume_unique=True).sum())
+        return common / len(ours), common / len(theirs), 1 - len(ours) / len(rows)
+
+    def _together(self, chosen: list[_Match], shares: tuple[float, float, float], others: int) -> Candidate:
+        chosen = sorted(chosen, key=lambda match: match.column.place)
+        features = np.mean([self._features(match, others) for match in chosen], axis=0)
+        parent = self._tables[chosen[0].key.table]
+        room = math.prod(match.key.profile.column.distinct for match in chosen)
+        known = {
+            "inclusion": (shares[0] - LEAST_INCLUSION) / (1 - LEAST_INCLUSION),
+            "coverage": shares[1],
+            "child_repeats": shares[2],
+            "several": 1.0,
+            "sparse_key": 1 - parent.profile.rows / room,
+        }
+        for name, value in known.items():
+            features[FEATURES.index(name)] = value
+        columns = tuple(match.column.profile.name for match in chosen)
+        keys = tuple(match.key.profile.name for match in chosen)
+        child = self._tables[chosen[0].column.table].id
+        return Candidate(child, columns, parent.id, keys, features, shares[1] >= LEAST_INCLUSION and shares[2] == 0)
+
+    def _features(self, match: _Match, others: int) -> NDArray[np.float64]:
+        column, key = match.column, match.key
+        both = self._names[column.table], self._names[key.table]
+        shares = match.inclusion, match.coverage
+        derived = (key.table, key.place) in self._derived
+        return _features(
+            self._tables[column.table], column, self._tables[key.table], key, both, shares, others, derived
+        )
+
+    def _is_derived(self, match: _Match) -> bool:
+        """Whether a column is called as a key is whose table bears that name with more right."""
+        names, (column, key, _, _) = self._names, match
+        own, other = names[column.table].columns[column.place], names[key.table].columns[key.place]
+        if not own.about or own.words != other.words or column.table == key.table:
+            return False
+        return own.names(names[key.table].about) > own.names(names[column.table].about)
 
 
-@dataclass(frozen=True)
-class _Name:
-    """The words of a column's name: all of them, and those that say what it is about, in order."""
-
-    words: tuple[str, ...]
-    about: tuple[str, ...]
-
-    @property
-    def is_key(self) -> bool:
-        return bool(self.words) and (self.words[-1] in _KEY_WORDS or self.words[-1].endswith(("id", "key")))
-
-
-@dataclass(frozen=True)
-class _TableNames:
-    """What a table and its columns are called, the prefix that most of its columns share left out."""
-
-    about: tuple[str, ...]
-    columns: tuple[_Name, ...]
-
-    @classmethod
-    def of(cls, table: LakeTable) -> _TableNames:
-        split = [_words(column.name) for column in table.profile.columns]
-        firsts = Counter(words[0] for words in split if len(words) > 1)
-        prefix, times = firsts.most_common(1)[0] if firsts else ("", 0)
-        common = prefix if len(prefix) <= 4 and times > 1 and times >= 0.6 * len(split) else ""
-        names = []
-        for words in split:
-            left = words[1:] if common and words[0] == common and len(words) > 1 else words
-            about = tuple(word for word in map(_without_key, left) if word and word not in _GENERIC)
-            names.append(_Name(left, about))
-        own = _words(table.profile.name)
-        return cls(tuple(word for word in own if word not in _TABLE_WORDS) or own, tuple(names))
+def _places(chosen: Sequence[_Match]) -> tuple[int, ...]:
+    return tuple(sorted(match.column.place for match in chosen))
 
 
 def _features(
@@ -254,29 +371,30 @@ def _features(
     column: _Column,
     parent: LakeTable,
     key: _Column,
-    names: tuple[_TableNames, _TableNames],
+    names: tuple[TableNames, TableNames],
     shares: tuple[float, float],
     others: int,
+    derived: bool,
 ) -> NDArray[np.float64]:
     own, other = names[0].columns[column.place], names[1].columns[key.place]
     # A key called `id` says nothing by itself: what it identifies stands in its table's name.
     parent_words = names[1].about
     target = {*other.about, *parent_words}
     matched = {word for word in own.about if word in target}
-    short = {word for word in own.about if word not in target and _abbreviates(word, (*parent_words, *other.about))}
-    named_words = sum(any(_stands_for(word, part) for word in own.about) for part in parent_words)
-    covered = max([named_words, *(_abbreviates(word, parent_words) for word in own.about)])
+    short = {word for word in own.about if word not in target and abbreviates(word, (*parent_words, *other.about))}
+    named_words = sum(any(stands_for(word, part) for word in own.about) for part in parent_words)
+    covered = max([named_words, *(abbreviates(word, parent_words) for word in own.about)])
     letters = max(
-        _alike(column.profile.name, key.profile.name) if other.about else 0.0,
-        _alike(column.profile.name, parent.profile.name),
-        _alike(column.profile.name, f"{parent.profile.name} {key.profile.name}"),
+        alike(column.profile.name, key.profile.name) if other.about else 0.0,
+        alike(column.profile.name, parent.profile.name),
+        alike(column.profile.name, f"{parent.profile.name} {key.profile.name}"),
     )
     heads = {words[-1] for words in (parent_words, other.about) if words}
-    head = bool(own.about) and any(_stands_for(own.about[-1], word) for word in heads)
-    head = head or (bool(own.about) and _abbreviates(own.about[-1], parent_words) > 0)
+    head = bool(own.about) and any(stands_for(own.about[-1], word) for word in heads)
+    head = head or (bool(own.about) and abbreviates(own.about[-1], parent_words) > 0)
     same = bool(other.about) and own.about == other.about
-    named = any(_alike(word, name) >= 0.75 for word in own.about for name in parent_words)
-    dense_parent, dense_child = _is_dense(key.profile), _is_dense(column.profile)
+    named = any(alike(word, name) >= 0.75 for word in own.about for name in parent_words)
+    dense_parent, dense_child = key.profile.counts_up, column.profile.counts_up
     width = key.profile.high - key.profile.low
     spread = 1.0 if math.isnan(width) or width <= 0 else (column.profile.high - column.profile.low) / width
     about_itself = bool(set(own.about) & set(names[0].about)) or not own.about
@@ -303,69 +421,15 @@ def _features(
             math.log1p(max(0, others)) / 2,
             float(letters < 0.5 and not (named or same or matched or short)),
             float(not own.is_key and column.family == "number" and not matched),
-            float(_is_key(column) and about_itself and column.place == 0),
+            float(column.is_key and about_itself and column.place == 0),
+            0.0,
+            0.0,
+            float(column.table == key.table),
+            float(column.table == key.table and not _ABOVE.isdisjoint(own.words)),
+            float(derived),
         ],
         np.float64,
     )
-
-
-@cache
-def _words(name: str) -> tuple[str, ...]:
-    """The words of a name in their order, in the singular: `OrderDetails_ID` is `order`, `detail`, `id`."""
-    return tuple(_singular(word.lower()) for word in _WORDS.findall(name))
-
-
-def _without_key(word: str) -> str:
-    """`custkey` is about `cust`."""
-    return word.removesuffix("key") if len(word) > 5 else word
-
-
-def _stands_for(word: str, whole: str) -> bool:
-    """Whether a word is another one, or its beginning."""
-    return word == whole or (len(word) >= 3 and whole.startswith(word))
-
-
-@cache
-def _abbreviates(word: str, whole: tuple[str, ...]) -> int:
-    """Of how many words in their order the beginnings make up a word: 2 for `hdemo` and `household demographics`."""
-    if len(word) < 3 or not word.isalpha():
-        return 0
-
-    def most(rest: str, place: int) -> int:
-        """How many words the rest takes, far below 0 when it cannot be made up."""
-        if not rest:
-            return 0
-        ways = [
-            1 + most(rest[length:], later + 1)
-            for later in range(place, len(whole))
-            for length in range(min(len(rest), len(whole[later])), 0, -1)
-            if rest.startswith(whole[later][:length])
-        ]
-        return max(ways, default=-len(whole) - 1)
-
-    return max(0, most(word, 0))
-
-
-def _singular(word: str) -> str:
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        return word[:-1]
-    return word
-
-
-@cache
-def _alike(a: str, b: str) -> float:
-    """Share of letters in common and in order, of names without signs and case."""
-    first, second = ("".join(_words(name)) for name in (a, b))
-    return SequenceMatcher(None, first, second, autojunk=False).ratio() if first and second else 0.0
-
-
-def _is_dense(profile: ColumnProfile) -> bool:
-    """Whether a column counts from 0 or 1 without large gaps: such columns include one another by accident."""
-    if profile.column.type != "integer" or math.isnan(profile.low) or profile.low not in (0.0, 1.0):
-        return False
-    return profile.column.distinct >= 0.8 * (profile.high - profile.low + 1)
 
 
 def weights_toml(weights: Mapping[str, float], intercept: float, about: str) -> str:

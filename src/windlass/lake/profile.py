@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import reduce
@@ -93,6 +93,13 @@ class ColumnProfile:
     def is_unique(self) -> bool:
         """Whether no value is there twice; only said when it was counted."""
         return self.exact and self.column.distinct == self.filled > 0
+
+    @property
+    def counts_up(self) -> bool:
+        """Whether the values count from 0 or 1 without large gaps: such columns hold one another by accident."""
+        if self.column.type != "integer" or self.low not in (0.0, 1.0):
+            return False
+        return self.column.distinct >= 0.8 * (self.high - self.low + 1)
 
     @property
     def deviation(self) -> float:
@@ -219,7 +226,7 @@ def _profile_column(table: HashedTable, place: int) -> ColumnProfile:
     samples = tuple(map(shown, cells.texts(place, first[:SAMPLES])))
     distinct = hashes[first]
     lengths = (cells.ends[place] - cells.starts[place])[kinds != NULL]
-    most = np.argsort(-count, kind="stable")[:TOP_VALUES]
+    most = _most_frequent(count)
     top = zip(map(shown, cells.texts(place, first[most])), count[most].tolist(), strict=True)
     slots = np.full(MINHASH_SLOTS, EMPTY, np.uint32)
     minima(distinct, slots)
@@ -246,6 +253,19 @@ def _profile_column(table: HashedTable, place: int) -> ColumnProfile:
         registers,
         np.sort(distinct) if exact else None,
     )
+
+
+def _most_frequent(count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The places of the ten largest counts, of equal ones the first, largest first."""
+    if len(count) > 4 * TOP_VALUES:
+        least = np.partition(count, len(count) - TOP_VALUES)[len(count) - TOP_VALUES]
+        above = np.flatnonzero(count > least)
+        equal = np.flatnonzero(count == least)[: TOP_VALUES - len(above)]
+        places = np.sort(np.concatenate([above, equal]))
+    else:
+        places = np.arange(len(count))
+    most: NDArray[np.int64] = places[np.argsort(-count[places], kind="stable")][:TOP_VALUES]
+    return most
 
 
 def _described(cells: Cells, place: int, first: Any, present: Any, values: Any) -> tuple[str, str | None, str | None]:
@@ -279,8 +299,9 @@ def _moments(values: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[in
     if not cells:
         return 0, math.nan, 0.0
     weights = counts.astype(np.float64)
-    mean = float(values @ weights / cells)
-    return cells, mean, float((values - mean) ** 2 @ weights)
+    # Not by a matrix product: threads of a numeric library are not worth waking up for one column.
+    mean = float((values * weights).sum() / cells)
+    return cells, mean, float(((values - mean) ** 2 * weights).sum())
 
 
 def _merged_moments(a: ColumnProfile, b: ColumnProfile) -> tuple[float, float]:
@@ -331,25 +352,48 @@ def _duplicates_and_keys(
     keys = _single_keys(columns, table.rows)
     if keys or not table.rows or not columns:
         return 0, keys
-    seeded = np.zeros(table.hashes.shape, np.uint64)
-    for place in range(len(columns)):
-        add_cells(table.hashes[place], table.seeds[place], seeded[place])
-    slots = np.empty(1 << (2 * table.rows - 1).bit_length(), np.uint64)
-    if not sketches.rows_are_unique(seeded, np.arange(len(columns)), slots):
+    seeded = _seeded(table)
+    if not sketches.rows_are_unique(seeded, np.arange(len(columns)), _slots(table.rows)):
         first, _ = sketches.group_values(seeded.sum(axis=0), np.ones(table.rows, np.uint8))
         return table.rows - len(first), ()
     order = sorted(range(len(columns)), key=lambda place: -columns[place].column.distinct)[:_KEY_COLUMNS]
     found: list[tuple[int, ...]] = []
-    for width in range(2, _KEY_WIDTH + 1):
-        for group in combinations(sorted(order), width):
-            possible = math.prod(columns[place].column.distinct + 1 for place in group) >= table.rows
-            if possible and sketches.rows_are_unique(seeded, np.array(group), slots):
-                found.append(group)
-                if len(found) == _MOST_KEYS:
-                    break
-        if found:
+    for group in unique_groups(table, columns, sorted(order), seeded):
+        if len(found) == _MOST_KEYS or (found and len(group) > len(found[0])):
             break
+        found.append(group)
     return 0, tuple(tuple(columns[place].name for place in group) for group in found)
+
+
+def unique_groups(
+    table: HashedTable,
+    columns: Sequence[ColumnProfile],
+    places: Sequence[int],
+    seeded: NDArray[np.uint64] | None = None,
+) -> Iterator[tuple[int, ...]]:
+    """Sets of two or three columns, of those at `places`, that tell all rows apart and hold no smaller such set."""
+    seeded = _seeded(table) if seeded is None else seeded
+    slots = _slots(table.rows)
+    found: list[set[int]] = []
+    for width in range(2, _KEY_WIDTH + 1):
+        for group in combinations(places, width):
+            possible = math.prod(columns[place].column.distinct + 1 for place in group) >= table.rows
+            if not possible or any(smaller <= set(group) for smaller in found):
+                continue
+            if sketches.rows_are_unique(seeded, np.array(group), slots):
+                found.append(set(group))
+                yield group
+
+
+def _seeded(table: HashedTable) -> NDArray[np.uint64]:
+    seeded = np.zeros(table.hashes.shape, np.uint64)
+    for place in range(len(table.names)):
+        add_cells(table.hashes[place], table.seeds[place], seeded[place])
+    return seeded
+
+
+def _slots(rows: int) -> NDArray[np.uint64]:
+    return np.empty(1 << max(2 * rows - 1, 1).bit_length(), np.uint64)
 
 
 def without_hashes(profile: TableProfile) -> TableProfile:

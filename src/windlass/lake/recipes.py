@@ -79,7 +79,7 @@ def read_table(path: str, kind: str) -> TextTable | None:
     source = open_source(path)
     with source.file:
         raw = source.read(TEXT_BYTES)
-    return _parquet_table(raw) if kind == "parquet" else _delimited_table(raw, kind)
+    return parquet_table(raw) if kind == "parquet" else _delimited_table(raw, kind)
 
 
 def copy_recipe() -> dict[str, Any]:
@@ -87,30 +87,54 @@ def copy_recipe() -> dict[str, Any]:
     return {"version": RECIPE_VERSION, "kind": "copy"}
 
 
-def rows_recipe(child: TextTable, parent: TextTable) -> dict[str, Any] | None:
-    """The recipe that gives the child's bytes from the parent, None when the parent lacks a row or column of it."""
-    places = {key: place for place, key in enumerate(parent.keys)}
-    if not child.delimiter or not set(child.keys) <= set(places):
+def rows_recipe(child: TextTable, parent: TextTable, names: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+    """The recipe that gives the child's bytes from the parent, None when there is none.
+
+    Args:
+        child, parent: The tables. Rows that the parent lacks are kept in the recipe, at most half of them.
+        names: What the child's columns are called in the parent; None when they have the same names.
+    """
+    columns = columns_of(child, parent, names) if child.delimiter else None
+    found = None if columns is None else matched_rows(child, parent, columns)
+    if columns is None or found is None:
         return None
-    columns = [places[key] for key in child.keys]
-    rows = _match_rows(_keyed(child, range(len(columns))), _keyed(parent, columns))
-    if rows is None:
-        return None
+    rows, missing = found
     bounds = [*(child.cells.lines + child.offset).tolist(), len(child.raw)]
     wanted = [child.raw[start:end] for start, end in pairwise(bounds)]
     eol = "\r\n" if wanted and wanted[0].endswith(b"\r\n") else "\n"
     recipe = {"version": RECIPE_VERSION, "kind": "rows", "columns": columns, "delimiter": child.delimiter, "eol": eol}
-    tried = rows[:_TRIED_ROWS]
+    tried = np.flatnonzero(~missing)[:_TRIED_ROWS]
+    sample = [wanted[row] for row in tried]
     recipe["quotes"] = max(
         _STYLES,
-        key=lambda style: sum(map(bytes.__eq__, _rendered(parent, tried, {**recipe, "quotes": style}), wanted)),
+        key=lambda style: sum(map(bytes.__eq__, _rendered(parent, rows[tried], {**recipe, "quotes": style}), sample)),
     )
     made = list(_rendered(parent, rows, recipe))
     differing = [(number, want) for number, (have, want) in enumerate(zip(made, wanted, strict=True)) if have != want]
-    recipe["rows"] = _packed(_encode_rows(rows))
-    recipe["head"] = _packed(child.raw[: bounds[0]])
-    recipe["differs"] = _packed(_encode_differences(differing))
+    recipe["rows"] = packed(encode_rows(rows))
+    recipe["head"] = packed(child.raw[: bounds[0]])
+    recipe["differs"] = packed(_encode_differences(differing))
     return recipe
+
+
+def columns_of(child: TextTable, parent: TextTable, names: Mapping[str, str] | None) -> list[int] | None:
+    """Where the child's columns stand in the parent, None when one is not there."""
+    places = {key: place for place, key in enumerate(parent.keys)}
+    called = [names.get(key, "") if names else key for key in child.keys]
+    return [places[key] for key in called] if set(called) <= set(places) else None
+
+
+def matched_rows(
+    child: TextTable, parent: TextTable, columns: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+    """For each child row a parent row that equals it on some columns, and bool[rows], which have none.
+
+    A row that has none stands for the one after the row before. None when the parent lacks more than half.
+    """
+    if not parent.cells.rows:
+        return None
+    rows, missing = _match_rows(_keyed(child, range(len(columns))), _keyed(parent, columns))
+    return (rows, missing) if missing.sum() * 2 <= len(rows) else None
 
 
 def rebuild(recipe: Mapping[str, Any], parent: Callable[[], TextTable | None], parent_bytes: bytes) -> bytes:
@@ -131,13 +155,24 @@ def rebuild(recipe: Mapping[str, Any], parent: Callable[[], TextTable | None], p
     table = parent()
     if table is None:
         raise RecipeError("the parent holds no table any more", hint="restore the parent first")
+    if recipe["kind"] == "parquet":
+        return _rebuilt_parquet(recipe, table)
     try:
-        rows = _decode_rows(_unpacked(recipe["rows"]))
-        parts = [_unpacked(recipe["head"]), *_rendered(table, rows, recipe)]
-        for number, want in _decode_differences(_unpacked(recipe["differs"])):
+        rows = decode_rows(unpacked(recipe["rows"]))
+        parts = [unpacked(recipe["head"]), *_rendered(table, rows, recipe)]
+        for number, want in _decode_differences(unpacked(recipe["differs"])):
             parts[number + 1] = want
         return b"".join(parts)
     except (KeyError, IndexError, ValueError, zlib.error) as error:
+        raise RecipeError(f"the recipe does not fit its parent ({error})", hint="restore the parent first") from error
+
+
+def _rebuilt_parquet(recipe: Mapping[str, Any], parent: TextTable) -> bytes:
+    from windlass.lake.parquet_recipes import rebuild_parquet
+
+    try:
+        return rebuild_parquet(recipe, parent)
+    except (KeyError, IndexError, ValueError, TypeError, zlib.error) as error:
         raise RecipeError(f"the recipe does not fit its parent ({error})", hint="restore the parent first") from error
 
 
@@ -159,7 +194,7 @@ def _delimited_table(raw: bytes, kind: str) -> TextTable | None:
     return TextTable(raw, cells, hashed.hashes, hashed.kinds < _BARE_KINDS, prefix, layout.delimiter)
 
 
-def _parquet_table(raw: bytes) -> TextTable | None:
+def parquet_table(raw: bytes) -> TextTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -185,19 +220,21 @@ def _keyed(table: TextTable, columns: Iterable[int]) -> NDArray[np.uint64]:
     return keys
 
 
-def _match_rows(child: NDArray[np.uint64], parent: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+def _match_rows(child: NDArray[np.uint64], parent: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """For each child row a parent row that equals it, the next one after the row before where there is one."""
     order = np.argsort(parent, kind="stable")
     ranked = parent[order]
     left, right = np.searchsorted(ranked, child, "left"), np.searchsorted(ranked, child, "right")
-    if (left == right).any():
-        return None
+    missing = left == right
     chosen, previous = np.empty(len(child), np.int64), -1
     for number, (low, high) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+        if low == high:
+            chosen[number] = min(previous + 1, len(parent) - 1)
+            continue
         place = low + int(np.searchsorted(order[low:high], previous, "right")) if high - low > 1 else low
         previous = int(order[place if place < high else low])
         chosen[number] = previous
-    return chosen
+    return chosen, missing
 
 
 def _rendered(table: TextTable, rows: Sequence[int] | NDArray[np.int64], recipe: Mapping[str, Any]) -> Iterator[bytes]:
@@ -220,7 +257,7 @@ def _rendered(table: TextTable, rows: Sequence[int] | NDArray[np.int64], recipe:
         yield delimiter.join(parts) + eol
 
 
-def _encode_rows(rows: NDArray[np.int64]) -> bytes:
+def encode_rows(rows: NDArray[np.int64]) -> bytes:
     """Row numbers as runs of consecutive ones: the step to each run and its length, in as few bytes as they take."""
     if not len(rows):
         return b""
@@ -237,7 +274,8 @@ def _encode_rows(rows: NDArray[np.int64]) -> bytes:
     return bytes(out)
 
 
-def _decode_rows(data: bytes) -> NDArray[np.int64]:
+def decode_rows(data: bytes) -> NDArray[np.int64]:
+    """What `encode_rows` encoded."""
     numbers = list(_numbers(data))
     parts, after = [np.empty(0, np.int64)], 0
     for step, length in zip(numbers[::2], numbers[1::2], strict=True):
@@ -291,9 +329,11 @@ def _get(data: bytes, at: int) -> tuple[int, int]:
             return number, at
 
 
-def _packed(data: bytes) -> str:
+def packed(data: bytes) -> str:
+    """Bytes as they stand in a recipe."""
     return base64.b85encode(zlib.compress(data, 9)).decode()
 
 
-def _unpacked(text: str) -> bytes:
+def unpacked(text: str) -> bytes:
+    """What `packed` made text of."""
     return zlib.decompress(base64.b85decode(text))

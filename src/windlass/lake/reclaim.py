@@ -1,6 +1,7 @@
 """Take away files that others can rebuild, keep the proof, and bring them back: nothing is ever lost on the way.
 
-A plan names files that can go: exact copies, and tables contained in others. For each there is a recipe that has
+A plan names files that can go: exact copies, tables contained in others, and tables that share most of their rows with
+another. For each there is a recipe that has
 given the file's bytes from a file that stays. `apply_plan` checks every hash and every recipe again before anything
 moves, then moves each file into `.windlass/trash/reclaimed`, its recipe written first; `empty_trash` deletes from
 there only what the recipe still gives, to the byte; `restore` brings a file back from the trash or by its recipe.
@@ -16,16 +17,17 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from windlass.core import storage
 from windlass.core.errors import NotFound, ReadError, UsageError, WindlassError
 from windlass.core.paths import to_os
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.core.workspace import Workspace
+from windlass.lake.parquet_recipes import parquet_recipe, same_rows
 from windlass.lake.recipes import (
     TABLE_KINDS,
     RecipeError,
@@ -95,7 +97,10 @@ class ReclaimPlan:
 
 @dataclass(frozen=True)
 class Reclaimed:
-    """A file that was taken away. `in_trash` says that its bytes still lie in the trash."""
+    """A file that was taken away.
+
+    `in_trash` says that its bytes still lie in the trash; `exact`, of a file that was restored, that it has its bytes.
+    """
 
     path: str
     parent: str
@@ -104,6 +109,7 @@ class Reclaimed:
     parent_hash: str
     in_trash: bool
     name: str
+    exact: bool = True
 
 
 def plan_reclaim(
@@ -136,15 +142,15 @@ def plan_reclaim(
     stay = {*pin, *_needed(workspace, files)}
     if only:
         stay |= files.keys() - set(only)
-    proposals = [pair for pair in _proposals(workspace, files) if pair[0] not in stay]
+    proposals = [proposal for proposal in _proposals(workspace, files) if proposal.child not in stay]
     removals: dict[tuple[str, str], Removal] = {}
     progress.start("recipes", len(proposals), "files")
     tables: dict[str, TextTable | None] = {}
-    for child, parent, why in proposals:
+    for child, parent, why, names in proposals:
         check_cancelled(progress)
         progress.advance("recipes", detail=child)
-        recipe = _recipe(workspace, files[child], files[parent], tables)
-        if recipe is None:
+        recipe = _recipe(workspace, files[child], files[parent], names, tables)
+        if recipe is None or (child, parent) in removals:
             continue
         size = len(_manifest_bytes(recipe))
         if size <= _LARGEST_RECIPE_SHARE * files[child].size or recipe["kind"] == "copy":
@@ -212,6 +218,9 @@ def finish_interrupted(workspace: Workspace) -> None:
 def restore(workspace: Workspace, path: str) -> Reclaimed:
     """Bring a file back, bit-identical, to where it was. Needs the workspace's lock.
 
+    A Parquet file that is rebuilt by another version of pyarrow than wrote it may have other bytes: then its rows,
+    columns and types are the same, and `exact` of what is returned is False.
+
     Raises:
         NotFound: It was not reclaimed.
         UsageError: Another file stands in its place.
@@ -231,7 +240,9 @@ def restore(workspace: Workspace, path: str) -> Reclaimed:
     if entry.in_trash and _hash_of(data) == entry.content_hash:
         storage.move_file(data, target)
     else:
-        storage.write_atomic(target, _rebuilt(workspace, content))
+        made = _rebuilt(workspace, content, exact=False)
+        entry = replace(entry, exact=digest(made) == entry.content_hash)
+        storage.write_atomic(target, made)
         os.chmod(target, content["mode"])
         os.utime(target, ns=(content["mtime_ns"], content["mtime_ns"]))
         _remove(data)
@@ -297,39 +308,61 @@ def _needed(workspace: Workspace, files: dict[str, _File]) -> set[str]:
     return found
 
 
-def _proposals(workspace: Workspace, files: dict[str, _File]) -> list[tuple[str, str, str]]:
-    """(child, parent, why): copies of the file in front, and contained tables with their smallest parents."""
-    found: list[tuple[str, str, str]] = []
+class _Proposal(NamedTuple):
+    """A file that another one may rebuild, why, and what its columns are called there (None: the same)."""
+
+    child: str
+    parent: str
+    why: str
+    names: dict[str, str] | None = None
+
+
+def _proposals(workspace: Workspace, files: dict[str, _File]) -> list[_Proposal]:
+    """Copies of the file in front, contained tables with their smallest parents, then those that share most rows."""
+    found: list[_Proposal] = []
     for group in Catalog(workspace).duplicates():
         kept = min(group, key=lambda path: (len(_SPARE.findall(path)), len(path), path))
         # Two names of one file on the disk: taking one away would free nothing.
         others = [copy for copy in group if copy in files and files[copy].inode != files[kept].inode]
-        found += [(copy, kept, f"same content as {kept}") for copy in others]
+        found += [_Proposal(copy, kept, f"same content as {kept}") for copy in others]
     with workspace.reading() as connection:
-        rows = connection.execute(
-            "SELECT one.document_id, other.document_id, one.rows, other.rows FROM contained"
-            " JOIN tables AS one ON one.id = child JOIN tables AS other ON other.id = parent WHERE NOT trivial"
-            " AND (SELECT count(*) FROM tables WHERE document_id = one.document_id) = 1"
-            " AND (SELECT count(*) FROM tables WHERE document_id = other.document_id) = 1"
-            " ORDER BY other.rows, other.id"
-        ).fetchall()
+        rows = connection.execute(_PAIRS).fetchall()
         paths: dict[int, list[str]] = defaultdict(list)
         for path, doc_id in connection.execute("SELECT path, document_id FROM files WHERE document_id IS NOT NULL"):
             paths[doc_id].append(path)
     tried: dict[int, int] = defaultdict(int)
-    for child_doc, parent_doc, child_rows, parent_rows in rows:
+    for child_doc, parent_doc, child_rows, parent_rows, share, columns, keys in rows:
         if tried[child_doc] == _TRIED_PARENTS or not paths[child_doc] or not paths[parent_doc]:
             continue
         child, parent = (min(paths[doc], key=lambda path: (len(path), path)) for doc in (child_doc, parent_doc))
-        if files[child].kind in ("csv", "tsv") and files[parent].kind in TABLE_KINDS:
+        kinds = files[child].kind, files[parent].kind
+        if (kinds[0] in ("csv", "tsv") and kinds[1] in TABLE_KINDS) or kinds == ("parquet", "parquet"):
             tried[child_doc] += 1
-            why = f"all {child_rows:,} rows are among the {parent_rows:,} of {parent}"
-            found += [(path, parent, why) for path in paths[child_doc]]
+            names = dict(zip(json.loads(columns), json.loads(keys), strict=True)) if columns else None
+            some = f"all {child_rows:,}" if share == 1 else f"{share:.0%} of the {child_rows:,}"
+            called = ", under other column names" if columns != keys else ""
+            why = f"{some} rows are among the {parent_rows:,} of {parent}{called}"
+            found += [_Proposal(path, parent, why, names) for path in paths[child_doc]]
     return found
 
 
+_PAIRS = """
+    SELECT one.document_id, other.document_id, one.rows, other.rows, share, pairs.columns, keys FROM (
+        SELECT child, parent, 1.0 AS share, '' AS columns, '' AS keys FROM contained WHERE NOT trivial
+        UNION ALL SELECT child, parent, share, columns, keys FROM overlaps
+    ) AS pairs JOIN tables AS one ON one.id = child JOIN tables AS other ON other.id = parent
+    WHERE (SELECT count(*) FROM tables WHERE document_id = one.document_id) = 1
+        AND (SELECT count(*) FROM tables WHERE document_id = other.document_id) = 1
+    ORDER BY share DESC, keys != '', other.rows, other.id
+"""
+
+
 def _recipe(
-    workspace: Workspace, child: _File, parent: _File, tables: dict[str, TextTable | None]
+    workspace: Workspace,
+    child: _File,
+    parent: _File,
+    names: dict[str, str] | None,
+    tables: dict[str, TextTable | None],
 ) -> dict[str, Any] | None:
     """A recipe that has given the child's bytes, None when there is none."""
     if child.content_hash == parent.content_hash:
@@ -344,8 +377,11 @@ def _recipe(
 
     try:
         ours, theirs = table(child), table(parent)
-        recipe = None if ours is None or theirs is None else rows_recipe(ours, theirs)
-        if recipe is None or ours is None or theirs is None:
+        if ours is None or theirs is None:
+            return None
+        make = parquet_recipe if child.kind == "parquet" else rows_recipe
+        recipe = make(ours, theirs, names)
+        if recipe is None:
             return None
         made = rebuild(recipe, lambda: theirs, theirs.raw)
     except (ReadError, RecipeError):
@@ -382,8 +418,10 @@ def _check_removal(workspace: Workspace, removal: Removal) -> None:
     _rebuilt(workspace, asdict(removal))
 
 
-def _rebuilt(workspace: Workspace, content: dict[str, Any], *, from_trash: bool = True) -> bytes:
+def _rebuilt(workspace: Workspace, content: dict[str, Any], *, from_trash: bool = True, exact: bool = True) -> bytes:
     """The bytes of a reclaimed file by its recipe, compared with its hash.
+
+    Without `exact`, a Parquet file that another version of pyarrow writes otherwise passes by its rows and types.
 
     Raises:
         RecipeError: The parent is nowhere, or something else comes out.
@@ -395,9 +433,13 @@ def _rebuilt(workspace: Workspace, content: dict[str, Any], *, from_trash: bool 
             hint="put that file back, then run it again",
         )
     table: Callable[[], TextTable | None] = partial(read_table, str(place), content["parent_kind"])
-    made = rebuild(content["recipe"], table, place.read_bytes() if content["recipe"]["kind"] == "copy" else b"")
-    if digest(made) != content["content_hash"]:
-        raise RecipeError(f"the recipe of {content['path']} gives other bytes", hint="keep the file in the trash")
+    recipe = content["recipe"]
+    made = rebuild(recipe, table, place.read_bytes() if recipe["kind"] == "copy" else b"")
+    if digest(made) != content["content_hash"] and not (
+        recipe["kind"] == "parquet" and same_rows(recipe, made) and not exact
+    ):
+        hint = f"it takes the pyarrow of {recipe['writer']}" if "writer" in recipe else "keep the file in the trash"
+        raise RecipeError(f"the recipe of {content['path']} gives other bytes", hint=hint)
     return made
 
 

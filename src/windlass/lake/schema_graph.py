@@ -7,7 +7,7 @@ arborescence from an artificial root. That a foreign key column refers to one ta
 solved exactly by branch and bound over conflicting columns, within a time limit that reports its gap.
 
 The forest reaches every table once. Dimensions that several facts share come back in a second step, which adds likely
-edges as long as no column refers twice and no cycle closes.
+edges as long as no column refers twice and no cycle closes; there, a table may also refer to itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _EQUAL = 1e-12
 class Join(NamedTuple):
     """A possible join: `columns` of the table `child` refer to `keys` of the table `parent`, with a probability.
 
-    `mutual` says that each side has every value once, so that the join is one to one and could point either way.
+    `mutual` says that each side has every value once, so that the join is one to one and could point either way;
+    `why` says in words what speaks for it and against it.
     """
 
     child: str
@@ -44,6 +45,7 @@ class Join(NamedTuple):
     keys: tuple[str, ...]
     probability: float
     mutual: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,19 @@ class SchemaGraph:
     @property
     def facts(self) -> tuple[str, ...]:
         """Tables that refer to others and that none refers to."""
-        parents = {join.parent for join in self.joins}
-        return tuple(sorted({join.child for join in self.joins} - parents))
+        others = [join for join in self.joins if join.child != join.parent]
+        return tuple(sorted({join.child for join in others} - {join.parent for join in others}))
 
     @property
     def dimensions(self) -> tuple[str, ...]:
         """Tables that others refer to."""
-        return tuple(sorted({join.parent for join in self.joins}))
+        return tuple(sorted({join.parent for join in self.joins if join.child != join.parent}))
+
+    def why(self, join: Join) -> str:
+        """What speaks for a join, and what the same columns could have referred to instead."""
+        others = [other for other in self.rejected if (other.child, other.columns) == (join.child, join.columns)]
+        instead = [f"{other.parent}.{', '.join(other.keys)} ({other.probability:.0%})" for other in others[:2]]
+        return "; ".join([join.why] * bool(join.why) + [f"next likely: {' and '.join(instead)}"] * bool(instead))
 
     def to_mermaid(self) -> str:
         """The graph as a Mermaid entity-relationship diagram."""
@@ -244,26 +252,31 @@ def build_schema(
         ModelError: A probability is no number between 0 and 1.
     """
     names = sorted(tables)
-    place = {name: number for number, name in enumerate(names)}
     bad = [join for join in joins if not 0 <= join.probability <= 1]
     if bad:
         raise ModelError(f"the join {bad[0].child} -> {bad[0].parent} has the probability {bad[0].probability}")
     ordered = sorted(joins, key=lambda join: (-join.probability, join))
-    groups: dict[tuple[str, tuple[str, ...]], int] = {}
-    numbers = [groups.setdefault((join.child, join.columns), len(groups)) for join in ordered]
-    costs = [-math.log(min(max(join.probability, _LEAST_PROBABILITY), 1 - _LEAST_PROBABILITY)) for join in ordered]
-    edges = EdgeList(
-        np.array([place[join.child] for join in ordered], np.int64),
-        np.array([place[join.parent] for join in ordered], np.int64),
-        np.array(costs, np.float64),
-        np.array(numbers, np.int64),
-    )
+    edges = edge_list(names, ordered)
     forest = k_mca_cc(len(names), edges, time_limit_s=time_limit_s)
     chosen = set(forest.edges)
-    _add_likely(chosen, ordered, numbers, threshold)
+    _add_likely(chosen, ordered, edges.groups.tolist(), threshold)
     believed = tuple(join for number, join in enumerate(ordered) if number in chosen)
     rejected = tuple(join for number, join in enumerate(ordered) if number not in chosen)
     return SchemaGraph(tuple(names), believed, tuple(ordered[edge] for edge in forest.edges), rejected, forest.gap)
+
+
+def edge_list(tables: Sequence[str], joins: Sequence[Join]) -> EdgeList:
+    """The joins as edges between the places of their tables; those that start from one set of columns are a group."""
+    place = {name: number for number, name in enumerate(tables)}
+    groups: dict[tuple[str, tuple[str, ...]], int] = {}
+    numbers = [groups.setdefault((join.child, join.columns), len(groups)) for join in joins]
+    costs = [-math.log(min(max(join.probability, _LEAST_PROBABILITY), 1 - _LEAST_PROBABILITY)) for join in joins]
+    return EdgeList(
+        np.array([place[join.child] for join in joins], np.int64),
+        np.array([place[join.parent] for join in joins], np.int64),
+        np.array(costs, np.float64),
+        np.array(numbers, np.int64),
+    )
 
 
 def _add_likely(chosen: set[int], joins: Sequence[Join], groups: Sequence[int], threshold: float) -> None:
@@ -281,13 +294,15 @@ def _add_likely(chosen: set[int], joins: Sequence[Join], groups: Sequence[int], 
         if edge in chosen or join.probability < threshold or groups[edge] in used:
             continue
         both = frozenset((join.child, join.parent))
-        if (join.mutual and both in linked) or _reaches(join.parent, join.child, follows):
+        cyclic = join.child != join.parent and _reaches(join.parent, join.child, follows)
+        if (join.mutual and both in linked) or cyclic:
             continue
         if keys.setdefault(join.parent, join.keys) != join.keys:
             continue
         chosen.add(edge)
         used.add(groups[edge])
-        follows[join.child].add(join.parent)
+        if join.child != join.parent:
+            follows[join.child].add(join.parent)
         if join.mutual:
             linked.add(both)
 

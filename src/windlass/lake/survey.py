@@ -6,6 +6,7 @@ with all, an old pair is never looked at again. Everything goes with the documen
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ VERSION = 1
 TABULAR_KINDS = ("csv", "tsv", "parquet", "arrow", "xlsx", "json", "jsonl")
 _LOT_CHARACTERS = 8 << 20
 _COMMIT_TABLES = 50
+_LEAST_ROWS = 5
+MOST_ROWS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,31 @@ class ContainedTable:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class OverlappingTable:
+    """A table that shares `share` of its rows with another one, or all of them under other column names.
+
+    Attributes:
+        child_file, parent_file, child_name, parent_name, child_rows, parent_rows: As of `ContainedTable`.
+        columns, keys: What the compared columns are called in both.
+    """
+
+    child_file: str
+    parent_file: str
+    child_name: str
+    parent_name: str
+    child_rows: int
+    parent_rows: int
+    share: float
+    columns: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The columns that are called otherwise in the parent."""
+        return {own: key for own, key in zip(self.columns, self.keys, strict=True) if own != key}
+
+
 class NearCopy(NamedTuple):
     """Two files whose texts are nearly the same; `similarity` is the share of word sequences that both have."""
 
@@ -74,7 +102,9 @@ def survey(workspace: Workspace, progress: Progress | None = None) -> int:
         StorageError: The disk is full or failing.
     """
     progress = progress or Silent()
-    return _survey_tables(workspace, progress) + _survey_texts(workspace, progress)
+    new = _survey_tables(workspace, progress)
+    _survey_overlaps(workspace, progress)
+    return new + _survey_texts(workspace, progress)
 
 
 def contained_tables(workspace: Workspace) -> list[ContainedTable]:
@@ -95,6 +125,34 @@ def contained_tables(workspace: Workspace) -> list[ContainedTable]:
         if entry.child_file != entry.parent_file and (first or not entry.mutual):
             found.setdefault(entry.child, entry)
     return sorted(found.values(), key=lambda entry: (-entry.bytes, entry.child_file))
+
+
+def overlapping_tables(workspace: Workspace) -> list[OverlappingTable]:
+    """Tables that share half of their rows or more with another, each with the one it shares most with; most first.
+
+    Tables that are contained as a whole are in `contained_tables` only; of two that share as much with each other, the
+    one with more rows counts as the parent.
+    """
+    whole = {entry.child for entry in contained_tables(workspace)}
+    names = table_names(workspace)
+    with workspace.reading() as connection:
+        rows = connection.execute(
+            "SELECT child, parent, one.rows, other.rows, share, overlaps.columns, keys FROM overlaps"
+            " JOIN tables AS one ON one.id = child JOIN tables AS other ON other.id = parent"
+        ).fetchall()
+    pairs = {(row[0], row[1]) for row in rows}
+    found: dict[int, OverlappingTable] = {}
+    for child, parent, child_rows, parent_rows, share, columns, keys in sorted(
+        rows, key=lambda r: (-r[4], -r[3], r[1])
+    ):
+        turned = (parent, child) in pairs and (parent_rows, child) < (child_rows, parent)
+        if child in whole or child in found or turned or child not in names or parent not in names:
+            continue
+        one, other = names[child], names[parent]
+        called = tuple(json.loads(columns)), tuple(json.loads(keys))
+        if one[0] != other[0]:
+            found[child] = OverlappingTable(one[0], other[0], one[1], other[1], child_rows, parent_rows, share, *called)
+    return sorted(found.values(), key=lambda entry: (-entry.share, entry.child_file))
 
 
 def near_copies(workspace: Workspace) -> list[NearCopy]:
@@ -164,6 +222,36 @@ def _survey_tables(workspace: Workspace, progress: Progress) -> int:
             )
     progress.finish("profile")
     return len(new)
+
+
+def _survey_overlaps(workspace: Workspace, progress: Progress) -> None:
+    """Compare the parts of tables that are new with all; folders of more than two million rows are left out."""
+    with workspace.reading() as connection:
+        new = connection.execute(
+            "SELECT table_id FROM profiles WHERE NOT overlapped AND profile IS NOT NULL"
+        ).fetchall()
+        total = connection.execute("SELECT coalesce(sum(rows), 0) FROM tables").fetchone()[0]
+        contained = set(connection.execute("SELECT child, parent FROM contained").fetchall())
+    if not new or total > MOST_ROWS:
+        return
+    from windlass.lake.overlap import find_overlaps
+
+    tables = [table for table in known_tables(workspace) if _says_something(table)]
+    found = find_overlaps(tables, fresh={str(row[0]) for row in new}, progress=progress)
+    rows = [
+        (int(edge.child), int(edge.parent), edge.share, json.dumps(edge.columns), json.dumps(edge.keys))
+        for edge in found
+        if (int(edge.child), int(edge.parent)) not in contained
+    ]
+    with workspace.transaction() as connection:
+        connection.executemany("INSERT OR REPLACE INTO overlaps VALUES (?, ?, ?, ?, ?)", rows)
+        connection.executemany("UPDATE profiles SET overlapped = 1 WHERE table_id = ?", new)
+
+
+def _says_something(table: LakeTable) -> bool:
+    """Whether shared rows of a table have a reason: there are several, with values that do not merely count up."""
+    columns = table.profile.columns
+    return table.profile.rows >= _LEAST_ROWS and any(c.column.distinct > 2 and not c.counts_up for c in columns)
 
 
 def _profiled(workspace: Workspace, table_id: int, name: str, progress: Progress) -> TableProfile | None:

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 from windlass.core.errors import UsageError
 from windlass.core.progress import Progress, Silent
 from windlass.core.workspace import Workspace, mark_changed
-from windlass.lake.survey import contained_tables, known_tables, survey, table_names
+from windlass.lake.survey import MOST_ROWS, contained_tables, known_tables, survey, table_names
 
 if TYPE_CHECKING:
     from windlass.lake.containment import LakeTable
     from windlass.lake.schema_graph import SchemaGraph
 
 MOST_TABLES = 300
-_SURVEYED_ROWS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class TableJoin:
-    """`columns` of one table refer to `keys` of another, with a probability; both tables by file and name."""
+    """`columns` of one table refer to `keys` of another, with a probability and what it follows from."""
 
     child_file: str
     child: str
@@ -32,6 +31,7 @@ class TableJoin:
     keys: tuple[str, ...]
     probability: float
     mutual: bool
+    why: str
 
 
 def survey_all(workspace: Workspace, progress: Progress | None = None) -> int:
@@ -52,7 +52,7 @@ def survey_all(workspace: Workspace, progress: Progress | None = None) -> int:
     with workspace.reading() as connection:
         after = connection.execute("SELECT coalesce(max(table_id), 0) FROM profiles").fetchone()
         tables, rows = connection.execute("SELECT count(*), coalesce(sum(rows), 0) FROM tables").fetchone()
-    if before != after and 1 < tables <= MOST_TABLES and rows <= _SURVEYED_ROWS:
+    if before != after and 1 < tables <= MOST_TABLES and rows <= MOST_ROWS:
         _store(workspace, progress or Silent())
     if new:  # what the page remembers of the folder is out of date
         with workspace.transaction() as connection:
@@ -77,10 +77,16 @@ def stored_joins(workspace: Workspace) -> list[TableJoin]:
     """The joins of the last survey, most probable first."""
     names = table_names(workspace)
     with workspace.reading() as connection:
-        rows = connection.execute("SELECT child, columns, parent, keys, probability, mutual FROM joins").fetchall()
+        rows = connection.execute("SELECT child, columns, parent, keys, probability, mutual, why FROM joins").fetchall()
     joins = [
         TableJoin(
-            *names[row[0]], tuple(json.loads(row[1])), *names[row[2]], tuple(json.loads(row[3])), row[4], bool(row[5])
+            *names[row[0]],
+            tuple(json.loads(row[1])),
+            *names[row[2]],
+            tuple(json.loads(row[3])),
+            row[4],
+            bool(row[5]),
+            row[6],
         )
         for row in rows
         if row[0] in names and row[2] in names
@@ -100,12 +106,13 @@ def _store(workspace: Workspace, progress: Progress) -> None:
             json.dumps(join.keys),
             join.probability,
             join.mutual,
+            graph.why(join),
         )
         for join in graph.joins
     ]
     with workspace.transaction() as connection:
         connection.execute("DELETE FROM joins")
-        connection.executemany("INSERT INTO joins VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT INTO joins VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _predicted(tables: list[LakeTable], progress: Progress) -> SchemaGraph:

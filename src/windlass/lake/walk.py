@@ -11,13 +11,14 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from windlass.core.errors import NotFound, ReadError, UsageError
+from windlass.core.errors import ReadError, UsageError
 from windlass.core.paths import to_text
 from windlass.core.workspace import STATE_FOLDER
+from windlass.lake.look import Look
 
 IGNORE_FILE = ".windlassignore"
 DEFAULT_IGNORE: tuple[str, ...] = (
@@ -49,51 +50,51 @@ class FileEntry(NamedTuple):
     content_hash: str  # 64 hex digits; empty until hashed
 
 
-def walk(folder: Path, *, ignore: Sequence[str], skipped: list[tuple[str, str]]) -> Iterator[FileEntry]:
-    """All regular files below `folder`, unhashed, in sorted order; what is passed over goes to `skipped`.
+class Rules(NamedTuple):
+    """What is passed over: says it of a path (a folder's ends with `/`) whose folders were asked about before.
 
-    Raises:
-        NotFound: The folder itself cannot be listed: it is gone, and not empty.
-        UsageError: A line of `.windlassignore` is no pattern.
+    `key` tells different rules apart.
     """
-    ignored = _ignored(folder, ignore)
-    pending = [b""]
-    root = os.fsencode(folder)
-    while pending:
-        relative = pending.pop()
-        try:
-            with os.scandir(root + b"/" + relative if relative else root) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            if not relative:
-                raise NotFound(
-                    f"{folder} cannot be listed any more: {error.strerror}", hint="what is indexed stays as it is"
-                ) from error
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                skipped.append((to_text(relative), f"folder cannot be read: {error.strerror}"))
+
+    ignored: Callable[[str], object]
+    key: bytes
+
+
+class Sifted(NamedTuple):
+    """A folder without what is ignored: its files (unhashed), the names of its folders, and (path, why) of the rest."""
+
+    files: list[FileEntry]
+    folders: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def sift(look: Look, folder: str, ignored: Callable[[str], object]) -> Sifted:
+    """Leave out what is ignored; `folder` is the text form of its relative path, empty for the root."""
+    before = folder + "/" if folder else ""
+    files: list[FileEntry] = []
+    folders: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    records = iter(look.records)
+    for tagged in look.names:
+        kind, name = tagged[0], tagged[1:]
+        path = before + (name if name.isascii() else to_text(name))
+        size, modified, changed, inode = next(records) if kind == "f" else (0, 0, 0, 0)
+        if ignored(path + "/" if kind == "d" else path):
             continue
-        folders = []
-        for entry in entries:
-            name = relative + b"/" + entry.name if relative else entry.name
-            text = to_text(name)
-            try:
-                is_folder = entry.is_dir(follow_symlinks=False)
-                if ignored(text + "/" if is_folder else text):
-                    continue
-                if is_folder:
-                    folders.append(name)
-                    continue
-                record = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # vanished between the listing and now
-            except OSError as error:
-                skipped.append((text, f"cannot be looked at: {error.strerror}"))
-                continue
-            if stat.S_ISREG(record.st_mode):
-                yield FileEntry(text, record.st_size, record.st_mtime_ns, record.st_ctime_ns, record.st_ino, "")
-            else:
-                skipped.append((text, _why_skipped(record)))
-        pending.extend(reversed(folders))
+        if kind == "f":
+            files.append(FileEntry(path, size, modified, changed, inode, ""))
+        elif kind == "d":
+            folders.append(path[len(before) :])
+        else:
+            skipped.append((path, _SKIPPED[kind]))
+    for name, why in look.failed:
+        path = before + to_text(name)
+        if not ignored(path):
+            skipped.append((path, why))
+    return Sifted(files, sorted(folders), skipped)
+
+
+_SKIPPED = {"l": "symbolic link, not followed", "s": "special file (pipe, socket or device)"}
 
 
 def hash_file(path: bytes, name: str, *, check: Callable[[], None] = lambda: None) -> FileEntry:
@@ -130,12 +131,16 @@ def hash_file(path: bytes, name: str, *, check: Callable[[], None] = lambda: Non
     raise ReadError(f"{name} keeps changing while it is read", reason="changing", hint="it is tried again next time")
 
 
-def _ignored(folder: Path, ignore: Sequence[str]) -> Callable[[str], object]:
-    """What says of a path (a folder's ends with `/`) whether it is passed over; its folders were asked about before."""
+def ignore_rules(folder: Path, ignore: Sequence[str]) -> Rules:
+    """The patterns given and those of the folder's own `.windlassignore`.
+
+    Raises:
+        UsageError: A line of it is no pattern, or it cannot be read.
+    """
     own = folder / IGNORE_FILE
     lines: list[str] = []
     if tuple(ignore) == DEFAULT_IGNORE and not own.exists():
-        return _default_ignored
+        return Rules(_default_ignored, b"default")
     if own.is_file() and not own.is_symlink():
         try:
             lines = own.read_text("utf-8", "replace").splitlines()
@@ -148,13 +153,9 @@ def _ignored(folder: Path, ignore: Sequence[str]) -> Callable[[str], object]:
             pathspec.GitIgnoreSpec.from_lines([line])
         except (ValueError, re.error) as error:
             raise UsageError(f"{own}, line {number}: {line!r} is not a pattern", hint="see gitignore(5)") from error
-    return pathspec.GitIgnoreSpec.from_lines([*ignore, *lines, f"/{STATE_FOLDER}/"]).match_file
-
-
-def _why_skipped(record: os.stat_result) -> str:
-    if stat.S_ISLNK(record.st_mode):
-        return "symbolic link, not followed"
-    return "special file (pipe, socket or device)"
+    patterns = [*ignore, *lines, f"/{STATE_FOLDER}/"]
+    key = hashlib.blake2b("\n".join(patterns).encode("utf-8", "surrogatepass"), digest_size=32).digest()
+    return Rules(pathspec.GitIgnoreSpec.from_lines(patterns).match_file, key)
 
 
 def _digest(handle: int, size: int, check: Callable[[], None]) -> str:

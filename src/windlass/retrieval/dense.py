@@ -41,16 +41,33 @@ class DenseIndex:
 
     def search(self, queries: Sequence[str], k: int, *, trace: bool = False) -> Hits:
         """The `k` nearest passages of each query by cosine."""
-        ids = np.full((len(queries), k), -1, np.int64)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
+        return Hits(*self.nearest(self.vectors_of_queries(queries), k), None)
+
+    def vectors_of_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [n, dim]; zeros while no passage has a vector to compare with."""
+        if len(queries) == 0 or len(self._current().ids) == 0:
+            return np.zeros((len(queries), self._encoder.dim), np.float32)
+        return np.asarray(self._encoder.encode_queries(list(queries)), np.float32)
+
+    def nearest(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Ids [n, k], -1 where there are fewer, and cosines of the passages nearest to vectors of length one."""
+        ids = np.full((len(vectors), k), -1, np.int64)
+        scores = np.full((len(vectors), k), -np.inf, np.float32)
         loaded = self._current()
-        if len(queries) == 0 or len(loaded.ids) == 0:
-            return Hits(ids, scores, None)
-        similarity = self._encoder.encode_queries(list(queries)) @ loaded.vectors.T
-        for row, values in enumerate(similarity):
+        for row, values in enumerate(vectors @ loaded.vectors.T):
             best = _top(values, loaded.ids, k)
             ids[row, : len(best)], scores[row, : len(best)] = loaded.ids[best], values[best]
-        return Hits(ids, scores, None)
+        return ids, scores
+
+    def vectors_of(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [n, dim]; zeros where a passage has no vector."""
+        loaded = self._current()
+        places = np.searchsorted(loaded.ids, ids)
+        known = places < len(loaded.ids)
+        known[known] = loaded.ids[places[known]] == ids[known]
+        vectors = np.zeros((len(ids), self._encoder.dim), np.float32)
+        vectors[known] = loaded.vectors[places[known]]
+        return vectors
 
     def _current(self) -> _Loaded:
         with self._loading, self._workspace.reading() as connection:

@@ -85,6 +85,16 @@ def follow(workspace: Workspace, coverage: Coverage, origins: Sequence[tuple[Pas
     return sorted(followed, key=lambda found: (-found.strength, found.passage.id))
 
 
+def led_to(workspace: Workspace, origin: Passage) -> dict[int, Link]:
+    """The passages that something named in `origin` is about, by id, whatever is asked."""
+    found: dict[int, Link] = {}
+    with workspace.reading() as connection:
+        for name, written in list(_names(origin.text[:_MOST_CHARACTERS], set()).items())[:_MOST_NAMES]:
+            for passage, _, _ in _about(workspace, connection, name, origin):
+                found.setdefault(passage.id, Link(written, origin.id, origin.source))
+    return found
+
+
 class _Lead(NamedTuple):
     """One name that leads to a passage: how strongly, and how much of the question stands in its sentence."""
 

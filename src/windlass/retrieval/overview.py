@@ -9,7 +9,14 @@ from windlass.core.workspace import Workspace
 from windlass.lake.document import Column
 from windlass.lake.scan import Catalog
 from windlass.lake.stored import stored_columns
-from windlass.lake.survey import ContainedTable, NearCopy, contained_tables, near_copies
+from windlass.lake.survey import (
+    ContainedTable,
+    NearCopy,
+    OverlappingTable,
+    contained_tables,
+    near_copies,
+    overlapping_tables,
+)
 from windlass.lake.table_joins import TableJoin, stored_joins
 from windlass.retrieval.embedding import count_missing
 
@@ -56,6 +63,7 @@ class Overview:
         duplicate_bytes: What the other copies take.
         contained: Tables all of whose rows are in another one, as of the last survey.
         contained_bytes: What the files of those tables take.
+        overlapping: Tables that share most rows with another one, or all under other column names.
         near_copies: Files whose texts are nearly the same.
         joins: Which tables refer to which, most probable first.
         failed: (path, reason, message) of files that could not be read.
@@ -75,6 +83,7 @@ class Overview:
     embedded: tuple[int, int]
     contained: list[ContainedTable] = field(default_factory=list)
     contained_bytes: int = 0
+    overlapping: list[OverlappingTable] = field(default_factory=list)
     near_copies: list[NearCopy] = field(default_factory=list)
     joins: list[TableJoin] = field(default_factory=list)
     encoder: str | None = None
@@ -121,6 +130,7 @@ def overview(workspace: Workspace, fingerprint: str | None) -> Overview:
         passages = connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
         tables = list_tables(workspace)
         contained, near, joins = contained_tables(workspace), near_copies(workspace), stored_joins(workspace)
+        overlapping = overlapping_tables(workspace)
     by_kind: dict[str, tuple[int, int]] = {}
     by_state: dict[str, int] = {}
     for file in files:
@@ -142,6 +152,7 @@ def overview(workspace: Workspace, fingerprint: str | None) -> Overview:
         embedded=(wanting - missing, wanting),
         contained=contained,
         contained_bytes=sum(table.bytes for table in contained),
+        overlapping=overlapping,
         near_copies=near,
         joins=joins,
     )

@@ -30,17 +30,18 @@ from windlass.lake.stored import document_text
 from windlass.lake.table_joins import survey_all
 from windlass.retrieval import embedding, indexing
 from windlass.retrieval.dense import DenseIndex
+from windlass.retrieval.hop_search import HopSearch
 from windlass.retrieval.hybrid import HybridRetriever
 from windlass.retrieval.lexical import LexicalIndex, merge_words
 from windlass.retrieval.overview import FileInfo, Overview, list_files, overview
 from windlass.retrieval.passage_store import load_passages
-from windlass.retrieval.types import Answer, Hit, Hits, Passage
+from windlass.retrieval.types import Answer, Hit, Hits, Passage, Retriever
 
 if TYPE_CHECKING:
     from windlass.models.chat_model import ChatModel
     from windlass.models.encoder import Encoder
 
-SearchMode = Literal["hybrid", "lexical", "dense"]
+SearchMode = Literal["hybrid", "lexical", "dense", "hops"]
 _LONGEST_QUERY = 20_000
 # A run that leaves less than this share of the passages also clears the word index of what is gone.
 _MUCH_KEPT = 0.8
@@ -385,17 +386,17 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _retriever(self, mode: SearchMode) -> HybridRetriever | LexicalIndex | DenseIndex:
+    def _retriever(self, mode: SearchMode) -> Retriever:
         if mode == "lexical":
             return self._lexical
         dense = self._dense_index()
         if mode == "hybrid":
             return HybridRetriever(self.workspace, self._lexical, dense)
-        if mode != "dense":
-            raise UsageError(f"unknown search mode {mode!r}", hint="use hybrid, lexical or dense")
+        if mode not in ("dense", "hops"):
+            raise UsageError(f"unknown search mode {mode!r}", hint="use hybrid, lexical, dense or hops")
         if dense is None:
-            raise ModelError("dense search needs an encoder", hint="run `windlass models pull`")
-        return dense
+            raise ModelError(f"{mode} search needs an encoder", hint="run `windlass models pull`")
+        return dense if mode == "dense" else HopSearch(self.workspace, dense)
 
     def _dense_index(self) -> DenseIndex | None:
         if self._dense is None and self.encoder is not None:

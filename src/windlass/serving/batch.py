@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from windlass.serving.kv import KVManager
 from windlass.serving.request import Sequence
 
-Kind = Literal["prefill", "decode"]
+Kind = Literal["prefill", "decode", "probe"]
+"""Tokens of a prompt, a token of an answer, or tokens that only look at what was taken from chunks, to be computed
+again afterwards.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,14 @@ class WorkItem:
 
     @staticmethod
     def next_of(seq: Sequence, count: int, kind: Kind) -> WorkItem:
-        """The next `count` tokens of `seq`."""
-        return WorkItem(seq, count, kind, seq.computed, None if seq.todo is None else seq.todo[:count])
+        """The next tokens of `seq`, `count` at most."""
+        if seq.todo is None:
+            return WorkItem(seq, count, kind, seq.computed)
+        places = seq.todo[:count]
+        if seq.reuse is not None and seq.reuse.probing:
+            before = places[places < seq.reuse.exact]
+            places, kind = (before, kind) if len(before) else (places, "probe")
+        return WorkItem(seq, len(places), kind, seq.computed, places)
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -45,7 +54,7 @@ class WorkItem:
     @property
     def samples(self) -> bool:
         """Whether the step ends with a new token: the last known one is among those computed."""
-        return self.stop == len(self.seq.tokens)
+        return self.kind != "probe" and self.stop == len(self.seq.tokens)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ paper (`flat`), or optimally by dynamic programming over (node, head above it) (
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -96,6 +97,7 @@ class BatchPlan:
         saved_tokens: Prompt tokens that need not be computed.
         ideal_saved_tokens: The same, if every level of the tree is shared.
         total_tokens: Of all prompts.
+        digests: Of each prompt.
     """
 
     mode: str
@@ -108,6 +110,11 @@ class BatchPlan:
     saved_tokens: int
     ideal_saved_tokens: int
     total_tokens: int
+    digests: tuple[bytes, ...]
+
+    def holds(self, member: int, prompt: NDArray[np.int32]) -> bool:
+        """Whether `prompt` is the one that was planned at this place."""
+        return 0 <= member < len(self) and self.digests[member] == _digest(prompt)
 
     def __len__(self) -> int:
         return len(self.prefix_of)
@@ -158,8 +165,12 @@ def plan_batch(
         "multilevel" if mode == "auto" else mode,
         prefixes.depth, prefixes.parent, prefixes.users, prefixes.of_prompt, rank,
         tuple(tuple(group) for group in groups), int(own.sum() - (prefixes.depth - above).sum()), ideal,
-        int(lengths.sum()),
+        int(lengths.sum()), tuple(map(_digest, prompts)),
     )  # fmt: skip
+
+
+def _digest(prompt: NDArray[np.int32]) -> bytes:
+    return hashlib.blake2b(prompt.tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,6 @@ class _Progress:
     plan: BatchPlan
     prefixes: list[_Prefix]
     waiting: list[tuple[int, int, Sequence]] = field(default_factory=list)
-    running: int = 0
 
     def path(self, seq: Sequence) -> list[_Prefix]:
         """The shared prefixes of a sequence, the longest first."""
@@ -46,10 +45,18 @@ class _Progress:
         return [self.prefixes[prefix] for prefix in self.plan.path(seq.request.shared.member)]
 
 
+_Key = tuple[int, str, str | None]
+
+
+def _key(seq: Sequence) -> _Key:
+    """Whose keys and values may be shared: those of one plan, one tenant and one adapter."""
+    return id(seq.request.shared.plan) if seq.request.shared else 0, seq.request.tenant, seq.request.adapter
+
+
 class BatchScheduler(StallFree):
     """`StallFree`, and planned batches (`Request.shared`) behind everybody else. Arguments as `StallFree`."""
 
-    _batches: dict[int, _Progress]
+    _batches: dict[_Key, _Progress]
 
     def add(self, seq: Sequence, now: float) -> None:
         if seq.request.shared is None:
@@ -121,10 +128,9 @@ class BatchScheduler(StallFree):
             super()._wait_again(seq)
             return
         plan, member = seq.request.shared
-        known = self._known()
-        if id(plan) not in known:
-            known[id(plan)] = _Progress(plan, [_Prefix(int(users)) for users in plan.users])
-        progress = known[id(plan)]
+        progress = self._progress_of(seq)
+        if progress is None:
+            progress = self._known()[_key(seq)] = _Progress(plan, [_Prefix(int(users)) for users in plan.users])
         if seq.preemptions:
             self._unmake(progress, seq)
             for prefix in progress.path(seq):
@@ -133,7 +139,7 @@ class BatchScheduler(StallFree):
 
     # Batches
 
-    def _known(self) -> dict[int, _Progress]:
+    def _known(self) -> dict[_Key, _Progress]:
         try:
             return self._batches
         except AttributeError:
@@ -141,7 +147,7 @@ class BatchScheduler(StallFree):
             return self._batches
 
     def _progress_of(self, seq: Sequence) -> _Progress | None:
-        return None if seq.request.shared is None else self._known().get(id(seq.request.shared.plan))
+        return None if seq.request.shared is None else self._known().get(_key(seq))
 
     def _admit_next(self, progress: _Progress, step: Step, kv: KVManager) -> bool:
         """Admit the first sequence in the batch's order that need not wait for a prefix; whether one was."""
@@ -171,9 +177,13 @@ class BatchScheduler(StallFree):
         if not kv.can_admit(seq, "full", behind=behind):
             if any(running.request.shared is not None for running in self.running.values()):
                 return False
-            # Nobody of a batch runs who could make room: contexts kept for later do.
-            self._forget(progress, but=behind)
-            if not kv.can_admit(seq, "full", behind=behind):
+            # Nobody of a batch runs who could make room: contexts kept for later do, its own the last.
+            for keep in (behind, None):
+                self._forget(progress, but=keep)
+                behind = keep
+                if kv.can_admit(seq, "full", behind=behind):
+                    break
+            else:
                 return False
         try:
             seq.computed = kv.admit(seq, "full", behind=behind)

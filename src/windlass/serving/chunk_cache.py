@@ -2,9 +2,10 @@
 
 Cache-Craft (Agarwal et al., SIGMOD 2025): a chunk of a prompt (a retrieved passage) is computed once; later its keys
 and values are copied to its new place, the keys turned to their new positions, and only those of its tokens are
-computed again that depended on what stood before them then. Different here: what the prefix tree has is always used
-first; copies are private to a sequence, so a stored chunk is never written; the layer-by-layer stop of repairs, which
-needs the question's attention to every chunk, is left out.
+computed again that depended on what stood before them then. Different here: the question itself says which tokens those
+are, by what it attends to when it reads the copies (`chunk_plan.tokens_to_repair`); what the prefix tree has is always
+used first; copies are private to a sequence, so a stored chunk is never written. The layer-by-layer stop of repairs is
+left out.
 
 It is not exact, so it is off unless a request allows it, and an answer says what was taken.
 """
@@ -40,6 +41,9 @@ class ChunkOptions:
     Attributes:
         alpha: Factor on the share of a chunk that is repaired; 0 repairs nothing, larger is nearer to exact.
         head_tokens: Tokens at the beginning of a chunk that are repaired first.
+        probe_tokens: So many tokens of a prompt, at most, are computed twice: once to see what of the copies they look
+            at, and again when that is repaired. Where more would be, what looked outside its chunk when it was
+            computed is repaired; 0: always.
         max_variants: Of a chunk, computed in different contexts.
         memory_bytes, disk_bytes: Room for chunks in memory, and in `folder`.
         folder: Where chunks outlive the process; None: memory only.
@@ -52,6 +56,7 @@ class ChunkOptions:
 
     alpha: float = 0.5
     head_tokens: int = 8
+    probe_tokens: int = 96
     max_variants: int = 5
     memory_bytes: int = 256 << 20
     disk_bytes: int = 1 << 30
@@ -62,7 +67,7 @@ class ChunkOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 100:
             raise UsageError(f"alpha is {self.alpha}, expected 0 to 100")
-        if min(self.head_tokens, self.memory_bytes, self.disk_bytes) < 0:
+        if min(self.head_tokens, self.probe_tokens, self.memory_bytes, self.disk_bytes) < 0:
             raise UsageError("sizes of the chunk cache must not be negative")
         if min(self.max_variants, self.sightings, self.least_tokens) < 1:
             raise UsageError("variants, sightings and tokens of a chunk count from 1")
@@ -126,13 +131,16 @@ class ChunkCache:
         if not before:
             return None
         for part in taken:
-            spared = 1 - len(part.repaired) / (part.stop - part.start)
-            self.store.used(part.record, spared)
+            self.store.used(part.record, 1 - part.overhead)
         plan = ReusePlan(
             known, tuple(taken), tuple(wanted), (*bounds, len(seq.tokens)) if wanted else (), self.options.alpha
         )
         if wanted:
             plan.shares = np.zeros((len(seq.tokens), len(plan.bounds)), np.float32)
+        elif any(part.budget for part in taken):
+            self._let_look(plan, len(seq.tokens), bounds[-1])
+        if not plan.probing:
+            self._repair(plan)
         return plan
 
     def place(self, seq: Sequence) -> None:
@@ -152,13 +160,22 @@ class ChunkCache:
                 record.data.reshape(-1), layers, heads, record.tokens, size, 0, record.tokens, cosine, sine,
                 self._interleaved, self._pool.data.reshape(-1), self._pool.page_tokens, pages, part.start,
             )  # fmt: skip
-            self.repaired_tokens += len(part.repaired)
-            self.reused_tokens += record.tokens - len(part.repaired)
 
     def watch(self, seq: Sequence, indices: NDArray[np.int64], shares: NDArray[np.float32]) -> None:
         """Tokens `indices` of `seq` were computed and attended to this: float32 [tokens, stretches]."""
-        if seq.reuse is not None and seq.reuse.shares is not None:
-            seq.reuse.shares[indices] = shares
+        plan = seq.reuse
+        if plan is None:
+            return
+        if plan.probes is None or plan.looked_at is None:
+            if plan.shares is not None:
+                plan.shares[indices] = shares
+            return
+        plan.looked_at[: shares.shape[1]] += shares[indices >= plan.question].sum(axis=0)
+        plan.probes = plan.probes[plan.probes > indices[-1]]
+        if not len(plan.probes):
+            plan.probes = None
+            self._repair(plan)
+        seq.set_todo(plan.todo(len(seq.tokens)))
 
     def keep(self, seq: Sequence) -> None:
         """Remember the chunks that `seq` computed, while it still has its pages."""
@@ -179,6 +196,19 @@ class ChunkCache:
     def close(self) -> None:
         """Write what waits to be written."""
         self.store.close()
+
+    def _let_look(self, plan: ReusePlan, length: int, question: int) -> None:
+        """Have the tokens that are computed anyway look at the copies first, if they are few."""
+        todo = plan.todo(length)
+        if np.count_nonzero(todo > plan.exact) <= self.options.probe_tokens:
+            plan.probes, plan.looked_at, plan.question = todo, np.zeros(length), question
+
+    def _repair(self, plan: ReusePlan) -> None:
+        """Decide which tokens of the taken chunks are computed again."""
+        plan.taken = tuple(tokens_to_repair(plan.taken, plan.looked_at, self.options.head_tokens))
+        repaired = sum(len(part.repaired) for part in plan.taken)
+        self.repaired_tokens += repaired
+        self.reused_tokens += sum(part.stop - part.start for part in plan.taken) - repaired
 
     def _serves(self, request: Request) -> bool:
         return request.reuse_chunks and request.cache and bool(request.segments)
@@ -218,9 +248,7 @@ class ChunkCache:
         overhead, record = min(found, key=lambda pair: pair[0])
         if overhead >= _TOO_MUCH or record.tokens != stop - start:
             return None
-        return Taken(
-            record, start, stop, start + tokens_to_repair(record, overhead, self.options.head_tokens), overhead
-        )
+        return Taken(record, start, stop, np.zeros(0, np.int64), overhead)
 
     def _record(self, seq: Sequence, plan: ReusePlan, part: Wanted) -> ChunkRecord:
         assert plan.shares is not None

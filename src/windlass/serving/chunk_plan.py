@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,13 +23,21 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Chunk `record` stands at tokens `start` to `stop` of a prompt; `repaired` of them are computed again."""
+    """Chunk `record` stands at tokens `start` to `stop` of a prompt; `repaired` of them are computed again.
+
+    `overhead` is the share of its tokens that should be.
+    """
 
     record: ChunkRecord
     start: int
     stop: int
     repaired: Integers
     overhead: float
+
+    @property
+    def budget(self) -> int:
+        """How many of its tokens should be computed again."""
+        return math.ceil(self.overhead * (self.stop - self.start) - 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,9 @@ class ReusePlan:
         alpha: The factor the repaired shares were found with.
         placed: Whether the copies are made.
         shares: float32 `[prompt, stretches]`, what computed tokens attended to.
+        probes: Tokens that look at the copies before anything is repaired, those before the copies first; None: done,
+            or not wanted.
+        looked_at: float64 [prompt], how much those from token `question` on attended to each token.
     """
 
     known: int
@@ -64,6 +75,14 @@ class ReusePlan:
     alpha: float
     placed: bool = False
     shares: NDArray[np.float32] | None = None
+    probes: Integers | None = None
+    looked_at: NDArray[np.float64] | None = None
+    question: int = 0
+
+    @property
+    def probing(self) -> bool:
+        """Whether the copies are still being looked at."""
+        return self.probes is not None
 
     @property
     def exact(self) -> int:
@@ -71,7 +90,9 @@ class ReusePlan:
         return min((part.start for part in self.taken), default=1 << 62)
 
     def todo(self, length: int) -> Integers:
-        """The tokens of a prompt of `length` that are computed, ascending."""
+        """The tokens of a prompt of `length` that are computed next, ascending."""
+        if self.probes is not None:
+            return self.probes
         computed = np.ones(length, np.bool_)
         computed[: self.known] = False
         for part in self.taken:
@@ -137,18 +158,34 @@ def fix_overhead(record: ChunkRecord, now: Sequence[bytes], alpha: float) -> flo
     return min(1.0, alpha * record.impact * max(lost, new))
 
 
-def tokens_to_repair(record: ChunkRecord, overhead: float, head: int) -> Integers:
-    """Which tokens of a chunk are computed again, ascending: its first ones, then those that looked outside most.
+def tokens_to_repair(taken: Sequence[Taken], looked_at: NDArray[np.float64] | None, head: int) -> list[Taken]:
+    """`taken`, with the tokens that are computed again.
+
+    First the beginnings of chunks, whatever was attended to: they take the attention that later tokens have to spare,
+    which is wrong anywhere but at the beginning of a prompt (EPIC, Hu et al., 2024). Then, of all chunks together,
+    the tokens that the question looks at most. The paper takes those that looked outside their chunk most, which is
+    the rule here as well where nothing was looked at.
 
     Args:
-        record: The chunk.
-        overhead: Share of its tokens, rounded up.
-        head: So many of them are the first ones, whatever they attended to: they take the attention that later tokens
-            have to spare, which is wrong anywhere but at the beginning of a prompt (EPIC, Hu et al., 2024).
+        taken: Chunks and their shares of tokens to repair; those without any are left alone.
+        looked_at: float64 [prompt], attention of the question to each token; None: unknown.
+        head: Tokens at the beginning of a chunk that come first.
     """
-    count = math.ceil(overhead * record.tokens - 1e-9)
-    if count == 0:
-        return np.zeros(0, np.int64)
-    score = record.outside.astype(np.float64)
-    score[: min(head, count)] = np.inf
-    return np.sort(np.argsort(-score, kind="stable")[:count]).astype(np.int64)
+    budgets = [part.budget for part in taken]
+    scores = []
+    for part, budget in zip(taken, budgets, strict=True):
+        score = (
+            part.record.outside.astype(np.float64) if looked_at is None else looked_at[part.start : part.stop].copy()
+        )
+        score[: min(head, budget)] = np.inf
+        scores.append(score if budget else np.full(len(score), -np.inf))
+    if looked_at is None:
+        picked = [np.argsort(-score, kind="stable")[:budget] for score, budget in zip(scores, budgets, strict=True)]
+    else:
+        best = np.argsort(-np.concatenate([*scores, np.zeros(0)]), kind="stable")[: sum(budgets)]
+        ends = np.cumsum([len(score) for score in scores])
+        picked = [
+            best[(best >= end - len(score)) & (best < end)] - (end - len(score))
+            for score, end in zip(scores, ends, strict=True)
+        ]
+    return [replace(part, repaired=part.start + np.sort(places)) for part, places in zip(taken, picked, strict=True)]

@@ -299,7 +299,7 @@ class Engine:
 
     def retry_after(self) -> int:
         """Seconds until what waits now is probably done, 1 to 60."""
-        rate = self.metrics.tokens_per_second
+        rate = self.metrics.prompt_rate
         return max(1, min(60, math.ceil(self._queued_tokens / rate))) if rate else 5
 
     # Coming in
@@ -329,9 +329,9 @@ class Engine:
     def _deadline_missed(self, request: Request) -> bool:
         if request.deadline is None:
             return False
-        rate = self.metrics.tokens_per_second
-        ahead = (self._queued_tokens + len(request.prompt)) / rate if rate else 0.0
-        return self._clock.now() + ahead > request.deadline
+        prompts, others = self._queued_tokens + len(request.prompt), bool(self._fresh)
+        seconds = self.metrics.seconds_for(prompts, request.params.max_tokens, others=others)
+        return self._clock.now() + seconds > request.deadline
 
     def _enqueue(self, seq: Sequence) -> None:
         self._fresh[seq.id] = seq
@@ -417,6 +417,8 @@ class Engine:
                 continue
             if self.kv.chunks is not None and seq.id in result.shares:
                 self.kv.chunks.watch(seq, item.indices, result.shares[seq.id])
+            if item.kind == "probe":
+                continue
             seq.advance(item.n_tokens)
             if item.n_tokens > 1 or seq.computed % self.kv.page_tokens == 0:
                 self.kv.publish(seq)

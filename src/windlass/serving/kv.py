@@ -210,7 +210,8 @@ class KVManager:
             self.adapters.settle(adapter, self._take(of_adapter))
         known = match.n_tokens if behind is None else self._begin_page(seq, view, behind)
         view.extend(self._take(missing - of_adapter - (known > match.n_tokens)))
-        seq.view, seq.node, seq.published = view, match.node, match.n_tokens
+        # What stands behind another context has no place in the tree.
+        seq.view, seq.node, seq.published = view, match.node if behind is None else None, match.n_tokens
         self.hit_tokens += known
         return known if self.chunks is None else self._take_chunks(seq, known)
 
@@ -353,9 +354,9 @@ class KVManager:
         seq.reuse = self.chunks.plan(seq, known)
         if seq.reuse is None or not seq.reuse.taken:
             return known
-        seq.todo = seq.reuse.todo(len(seq.tokens))
-        seq.view.advance(int(seq.todo[0]) - known)
-        return int(seq.todo[0])
+        seq.computed = known
+        seq.set_todo(seq.reuse.todo(len(seq.tokens)))
+        return seq.computed
 
     def _match(self, seq: Sequence) -> Match:
         key = PrefixKey(seq.request.tenant, seq.request.adapter, self._revision)
@@ -386,7 +387,8 @@ class KVManager:
         return -(-tokens // self.page_tokens) - len(match.pages) + self.adapters.missing(seq.request.adapter)
 
     def _available(self, seq: Sequence, match: Match) -> int:
-        revived = sum(self._is_idle(page) for page in match.pages) + self.adapters.revived(seq.request.adapter)
+        revived = sum(self._is_idle(page) and page in self.tree for page in match.pages)
+        revived += self.adapters.revived(seq.request.adapter)
         kept = self.watermark_pages if self._open else 0
         return self.free_pages + self._idle + self.adapters.idle_pages - revived - kept
 

@@ -10,12 +10,13 @@ from windlass.models.cpu_engine import CpuEngine
 from windlass.models.generate import LocalModel
 from windlass.models.page_pool import PagePool
 from windlass.serving.adapters import AdapterStore, EngineAdapters
+from windlass.serving.batch_scheduler import BatchScheduler
 from windlass.serving.chunk_cache import ChunkCache, ChunkOptions
 from windlass.serving.engine import Engine, EngineConfig
 from windlass.serving.kv import KVManager
 from windlass.serving.numba_executor import NumbaExecutor
 from windlass.serving.request import Sequence
-from windlass.serving.scheduler import DecodeFirst, FairShare, HybridFull, PrefillFirst, QueuePolicy, StallFree
+from windlass.serving.scheduler import DecodeFirst, FairShare, HybridFull, PrefillFirst, QueuePolicy
 from windlass.serving.sparse_kv import SparseReader
 from windlass.serving.sparse_policy import SparsePolicy
 from windlass.serving.step_time import measure
@@ -62,14 +63,8 @@ def local_engine(
     adapters = EngineAdapters(AdapterStore(decoder.config, pool.data.shape[1], pages), pool)
     chunks = chunk_cache(decoder, pool, model.fingerprint, config.chunks) if config and config.chunks else None
     kv = KVManager(
-        pool,
-        pages,
-        page_tokens=pool.page_tokens,
-        revision=model.fingerprint,
-        chunks=chunks,
-        adapters=adapters.pages,
-    )
-
+        pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint, adapters=adapters.pages, chunks=chunks
+    )  # fmt: skip
     sparse = SparseReader(SparsePolicy(1 - config.kv_sparsity), pool) if config and config.kv_sparsity else None
 
     def text(seq: Sequence) -> Readable:
@@ -100,9 +95,9 @@ def _policy(name: str, tbt_slo_s: float | None, executor: NumbaExecutor, kv: KVM
     if tbt_slo_s is not None and name != "stall-free":
         raise UsageError(f"{name} cannot keep a time between tokens", hint="use the policy stall-free, or no time")
     if name == "stall-free" and tbt_slo_s is not None:
-        return StallFree("auto", tbt_slo_s=tbt_slo_s, step_time=measure(executor, kv))
+        return BatchScheduler("auto", tbt_slo_s=tbt_slo_s, step_time=measure(executor, kv))
     if name == "stall-free":
-        return StallFree(TOKEN_BUDGET)
+        return BatchScheduler(TOKEN_BUDGET)
     others: dict[str, type[QueuePolicy]] = {
         "prefill-first": PrefillFirst, "hybrid": HybridFull, "decode-first": DecodeFirst
     }  # fmt: skip

@@ -34,9 +34,8 @@ class PagedModel(Protocol):
         mass: AttentionMass | None = None,
         sparse: SparseReading | None = None,
     ) -> Floats:
-        """float32 [len(batch.out_rows), vocab]; what the tokens attend to is added to `mass`.
-
-        `adapters`, `mass` and `sparse` are given only when a token has an adapter, somebody asks, or not all is read.
+        """float32 [len(batch.out_rows), vocab]. `adapters` is given only when a token has one, `mass` when a sequence
+        wants to know what its tokens attend to, `sparse` when a token does not read everything.
         """
         ...
 
@@ -93,7 +92,6 @@ class NumbaExecutor:
         if not batch.items:
             return StepResult({}, self._clock() - started, failed=failed)
         mass = attention_mass(batch.items)
-        # A model that notes nothing is still welcome as long as nobody asks.
         if mass is not None:
             options["mass"] = mass
         reading = self._sparse.of(batch.items) if self._sparse is not None else None
@@ -105,9 +103,11 @@ class NumbaExecutor:
             result = run_batch(
                 batch, lambda tokens: self._model.forward_tokens(tokens, self._pool, **options), self._mask, self._clock
             )
+        if mass is not None:
+            with_shares(result, batch.items, mass)
         result.failed |= failed
         result.duration_s = self._clock() - started
-        return result if mass is None else with_shares(result, batch.items, mass)
+        return result
 
     def _run_greedy(self, model: GreedyPagedModel, batch: Batch, options: dict[str, Any]) -> StepResult:
         result = StepResult({}, 0.0)
@@ -158,7 +158,12 @@ def run_batch(
 
 def attention_mass(items: list[WorkItem]) -> AttentionMass | None:
     """Room for what the tokens of a batch attend to; None when no sequence asks."""
-    bounds = [item.seq.reuse.bounds if item.kind == "prefill" and item.seq.reuse is not None else () for item in items]
+    bounds = [
+        () if item.kind == "decode" or item.seq.reuse is None
+        else range(1, item.stop + 1) if item.kind == "probe"
+        else item.seq.reuse.bounds
+        for item in items
+    ]  # fmt: skip
     return AttentionMass.over(bounds, sum(item.n_tokens for item in items)) if any(bounds) else None
 
 

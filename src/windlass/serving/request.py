@@ -167,7 +167,7 @@ class Request:
             (`chunk_cache`): faster, and not exact.
 
     Raises:
-        UsageError: the prompt is empty, or a segment lies outside it.
+        UsageError: the prompt is empty, a segment lies outside it, or it is not the one that was planned.
     """
 
     id: str
@@ -186,6 +186,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.prompt.ndim != 1 or len(self.prompt) == 0:
             raise UsageError("the prompt is empty: at least one token is needed")
+        if self.shared is not None and not self.shared.plan.holds(self.shared.member, self.prompt):
+            raise UsageError("the prompt is not the one that was planned at its place in the batch")
         for segment in self.segments:
             if not 0 <= segment.start <= segment.stop <= len(self.prompt):
                 raise UsageError(f"segment {segment.start}-{segment.stop} is outside a prompt of {len(self.prompt)}")
@@ -262,12 +264,24 @@ class Sequence:
         """Tokens from the first on whose keys and values are those of this very context."""
         return self.computed if self.reuse is None else min(self.computed, self.reuse.exact)
 
+    def set_todo(self, todo: NDArray[np.int64]) -> None:
+        """Have these tokens computed next, ascending; those before the first of them stand in its pages."""
+        assert self.view is not None
+        first = int(todo[0])
+        if self.reuse is not None and self.reuse.probing:
+            first = min(first, self.reuse.exact)
+        self.view.advance(first - self.computed)
+        self.computed, self.todo = first, todo
+
     def advance(self, count: int) -> None:
         """The next `count` tokens to compute were computed."""
         reached = self.computed + count
         if self.todo is not None:
             left = self.todo[count:]
             reached, self.todo = (int(left[0]), left) if len(left) else (int(self.todo[-1]) + 1, None)
+            if self.reuse is not None and self.reuse.probing:
+                # What looks at copies is computed again, and so is some of the copies: nothing behind counts yet.
+                reached = min(reached, self.reuse.exact)
         assert self.view is not None
         self.view.advance(reached - self.computed)
         self.computed = reached

@@ -447,7 +447,10 @@ class Collection(Snapshot):
             index = same.index if same is not None else indexes.open_index(segment, self._memory_budget)
             segments.append((segment, live, index))
         state = State(manifest.schema, segments, opened.tenants, manifest.next_serial, manifest.commits)
-        log, next_log = self._log_stamps(opened.logs[-1].position.number)
+        folder, number = self._store.folder("wal"), opened.logs[-1].position.number
+        # What changes on the disk whenever the collection does: manifest, newest log, and the one after it.
+        self._watched = tuple(map(str, (self.path / MANIFEST, log_path(folder, number), log_path(folder, number + 1))))
+        log, next_log = _stamp(self._watched[1]), _stamp(self._watched[2])
         for reader in opened.logs:
             state.apply(reader.records())
         self._manifest, self._state, self._readers = manifest, state, opened.logs
@@ -469,13 +472,8 @@ class Collection(Snapshot):
                 self._load(self._store.open(known), now[0], old)
 
     def _look(self) -> Look:
-        """What changes on the disk whenever the collection does: manifest, newest log, and the one after it."""
-        log, next_log = self._log_stamps(self._readers[-1].position.number)
-        return _stamp(self.path / MANIFEST), log, next_log
-
-    def _log_stamps(self, number: int) -> tuple[Stamp, Stamp]:
-        folder = self._store.folder("wal")
-        return _stamp(log_path(folder, number)), _stamp(log_path(folder, number + 1))
+        manifest, log, next_log = self._watched
+        return _stamp(manifest), _stamp(log), _stamp(next_log)
 
     def _begin_writing(self) -> None:
         self._store.remove_orphans(self._manifest)
@@ -547,7 +545,7 @@ class Collection(Snapshot):
             return Commit(self._state.commits, 0)
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: str | Path) -> Stamp:
     """Differs whenever the file does."""
     try:
         found = os.stat(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from windlass.core.errors import UsageError, WindlassError
 
@@ -92,11 +93,15 @@ class CorruptSegment(VectorStoreError):
     """
 
     def __init__(self, file: Path, offset: int, what: str) -> None:
-        self.file, self.offset = file, offset
+        self.file, self.offset, self._what = file, offset, what
         super().__init__(
             f"{file} is damaged at byte {offset}: {what}",
             hint="restore it from a backup, or build the collection again",
         )
+
+    def __reduce__(self) -> Any:
+        """So that it comes out of a worker process as what it is."""
+        return CorruptSegment, (self.file, self.offset, self._what)
 
 
 class FormatTooNew(VectorStoreError):

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 
-_KINDS: dict[str, str] = {"postings": "windlass.vectors.postings", "tenant-tree": "windlass.vectors.tenant_tree"}
+_KINDS: dict[str, str] = {
+    "postings": "windlass.vectors.postings",
+    "tenant-tree": "windlass.vectors.tenant_tree",
+    "partitioned": "windlass.vectors.partitioned",
+}
 """Kind to module; the module has `build` and `open_index`."""
 
 
@@ -50,7 +54,13 @@ class Allowed:
 
 
 class Index(Protocol):
-    """An opened index."""
+    """An opened index.
+
+    Attributes:
+        exact_rows: When at most so many rows are allowed, looking at each of them is faster.
+    """
+
+    exact_rows: int
 
     def search(
         self,

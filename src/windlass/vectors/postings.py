@@ -173,6 +173,8 @@ def open_index(segment: Segment, memory_budget: int | None) -> PostingIndex:
 class PostingIndex:
     """An opened index of postings."""
 
+    exact_rows = 2000
+
     def __init__(
         self, schema: Schema, small: Mapping[str, Any], parameters: Mapping[str, Any], count: int, order: Rows
     ) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.core.filters import FIELD_TYPES, FieldType
-from windlass.kernels.distances import DOT, L2, NO_SCALES
-from windlass.kernels.kmeans import unit_rows
+from windlass.kernels.distances import DOT, L2, NO_SCALES, check_rows
 from windlass.vectors.errors import BadInput, DimensionMismatch, NonFiniteVector, ZeroVector
 
 Metric = Literal["cosine", "ip", "l2"]
@@ -107,16 +106,13 @@ class Schema:
             raise DimensionMismatch(
                 f"vectors of shape {array.shape}, the collection has dim {self.dim}", hint=f"give [n, {self.dim}]"
             )
-        squares = np.einsum("ij,ij->i", array, array, dtype=np.float64)
-        bad = np.flatnonzero(~(squares < _LARGEST_SQUARE))
-        if len(bad):
-            raise NonFiniteVector(int(bad[0]))
-        if self.metric == "cosine":
-            zero = np.flatnonzero(squares < 1e-36)
-            if len(zero):
-                raise ZeroVector(int(zero[0]))
-            return unit_rows(array)
-        return np.ascontiguousarray(array)
+        checked = np.empty(array.shape, np.float32)
+        bad, zero = check_rows(np.ascontiguousarray(array), self.metric == "cosine", _LARGEST_SQUARE, checked)
+        if bad >= 0:
+            raise NonFiniteVector(int(bad))
+        if zero >= 0:
+            raise ZeroVector(int(zero))
+        return checked
 
     def encode(self, vectors: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """Checked vectors as they are stored, and the scale of each row (empty but for `i8`)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from windlass.core.filter_text import parse_filter
 from windlass.core.filters import Filter
 from windlass.vectors.errors import BadInput, Timeout
 from windlass.vectors.indexes import Allowed
+from windlass.vectors.memory import MemoryView
 from windlass.vectors.results import Counters, SearchRequest, SearchResult
 from windlass.vectors.schema import Schema
 from windlass.vectors.state import Part, View
@@ -29,17 +30,16 @@ from windlass.vectors.tenants import TenantRows
 Rows = NDArray[np.int64]
 Found = tuple[NDArray[np.float32], Rows, NDArray[Any]]
 
-EXACT_ROWS = 2_000
-"""At most so many rows of a part are looked at one by one even where there is an index."""
 MAX_K = 100_000
 _REMEMBERED_BYTES = 64 << 20
+_Key = tuple[int, frozenset[str], Filter | None]
 
 
 class Searcher:
-    """Answers questions about a view; remembers which rows of a part a set of tenants has."""
+    """Answers questions about a view; remembers which rows of a part a set of tenants has and a filter lets pass."""
 
     def __init__(self) -> None:
-        self._remembered: OrderedDict[tuple[int, frozenset[str]], tuple[tuple[int, ...], Any, Allowed]] = OrderedDict()
+        self._remembered: OrderedDict[_Key, tuple[tuple[int, ...], Any, Allowed, int]] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
 
@@ -63,7 +63,8 @@ class Searcher:
         _check_included(view.schema, include)
         queries = checked_queries(view.schema, query)
         counters, began = Counters(), time.perf_counter()
-        chosen = [(part, self.allowed(view, part, filter, access, counters)) for part in view.parts]
+        allowed = self.asking(view, filter, access)
+        chosen = [(part, allowed(part, counters)) for part in view.parts if part.source.count]
         chosen = [(part, rows) for part, rows in chosen if len(rows.rows)]
         counters.segments = len(chosen)
         counters.ms_by_stage["mask"] = 1000 * (time.perf_counter() - began)
@@ -72,34 +73,37 @@ class Searcher:
         for one in queries:
             if deadline is not None and time.perf_counter() > deadline:
                 raise Timeout(f"the search took longer than {timeout_s} s", hint="allow more, or ask for less recall")
-            found = [self._one(part, rows, one, k, recall, params, counters) for part, rows in chosen]
+            found = [self.in_part(part, rows, one, k, recall, params, counters) for part, rows in chosen]
             answers.append(_merged(view.schema, found, k))
         counters.ms_by_stage["search"] = 1000 * (time.perf_counter() - began)
         return _result(view, answers, k, include, self._plan(chosen, params), counters)
 
-    def allowed(
-        self, view: View, part: Part, filter: Filter | str | None, access: Access | None, counters: Counters
-    ) -> Allowed:
-        """The rows of a part that a filter and an access let pass.
+    def asking(
+        self, view: View, filter: Filter | str | None, access: Access | None
+    ) -> Callable[[Part, Counters], Allowed]:
+        """What tells the rows of a part of `view` that a filter and an access let pass.
 
         Raises:
             AccessRequired: The collection has tenants and nobody said for whom.
             FilterSyntaxError, FilterTypeError, UnknownField.
         """
         bound = bound_filter(view.schema, filter)
+        names: frozenset[str] = frozenset()
         if view.schema.tenants:
-            found = self._of_tenants(view.tenants, part, tenants_of(view, access))
+            names = tenants_of(view, access)
         elif access is not None:
             raise BadInput("this collection has no tenants", hint="leave access out")
-        else:
-            found = part.allowed
-        if bound is None or not len(found.rows):
-            return found
-        passed = found.rows[part.source.passing(bound)[found.rows]]
-        counters.rows_masked += len(found.rows) - len(passed)
-        return Allowed(part.source.count, passed)
 
-    def _one(
+        def allowed(part: Part, counters: Counters) -> Allowed:
+            if bound is None and not view.schema.tenants:
+                return part.allowed
+            found, masked = self._remembering(view.tenants, part, names, bound)
+            counters.rows_masked += masked
+            return found
+
+        return allowed
+
+    def in_part(
         self,
         part: Part,
         rows: Allowed,
@@ -109,40 +113,50 @@ class Searcher:
         params: Mapping[str, Any],
         counters: Counters,
     ) -> Found:
-        if part.index is None or _exactly(rows, params):
+        """Scores of the best rows of a part, which of two equal ones comes first, and their ids."""
+        if part.index is None or _exactly(part, rows, params):
             counters.vectors_scored += len(rows.rows)
             scores, best = part.source.exact(query, k, rows.rows)
         else:
             scores, best = part.index.search(query, k, rows, recall=recall, params=params, counters=counters)
         return scores, part.source.order[best], part.source.ids[best]
 
-    def _of_tenants(self, tenants: TenantRows, part: Part, names: frozenset[str]) -> Allowed:
-        """The live rows of a part that any of these tenants has; remembered until one of them changes."""
+    def _remembering(
+        self, tenants: TenantRows, part: Part, names: frozenset[str], bound: Filter | None
+    ) -> tuple[Allowed, int]:
+        """The live rows of a part that any of these tenants has and that pass a filter, and how many the filter kept
+        out; remembered until something of it changes."""
         arrays = [tenants.one(name) for name in sorted(names)]
-        key = (id(part.source), names)
+        key = (id(part.source), names, bound)
         state = (id(part.live), *(id(array) for array in arrays))
         with self._lock:
             known = self._remembered.get(key)
             if known is not None and known[0] == state:
                 self._remembered.move_to_end(key)
-                return known[2]
-        rows = part.source.positions(tenants.of(names))
-        found = Allowed(part.source.count, rows[part.live[rows]])
+                return known[2], known[3]
+        rows = part.live_rows
+        if part.source.schema.tenants:
+            rows = part.source.positions(tenants.of(names))
+            rows = rows[part.live[rows]]
+        passed = rows if bound is None or not len(rows) else rows[part.source.passing(bound)[rows]]
+        found, masked = Allowed(part.source.count, passed), len(rows) - len(passed)
+        if isinstance(part.source, MemoryView):  # another one after every change
+            return found, masked
         with self._lock:
             # What the key and the state name is kept with the entry, so that nothing else can come to have its id.
             old = self._remembered.pop(key, None)
-            self._remembered[key] = (state, (part, arrays), found)
+            self._remembered[key] = (state, (part, arrays), found, masked)
             self._size += found.rows.nbytes - (0 if old is None else old[2].rows.nbytes)
             while self._size > _REMEMBERED_BYTES and len(self._remembered) > 1:
                 self._size -= self._remembered.popitem(last=False)[1][2].rows.nbytes
-        return found
+        return found, masked
 
     def _plan(self, chosen: list[tuple[Part, Allowed]], params: Mapping[str, Any]) -> str:
         if not chosen:
             return "nothing passes the filter and the access"
         steps = []
         for part, rows in chosen:
-            exact = part.index is None or _exactly(rows, params)
+            exact = _exactly(part, rows, params)
             steps.append(f"{'exact' if exact else part.source.kind} over {len(rows.rows)} rows")
         return "; ".join(steps)
 
@@ -175,8 +189,8 @@ def checked_queries(schema: Schema, query: Any) -> NDArray[np.float32]:
     return schema.checked(array[None] if array.ndim == 1 else array)
 
 
-def _exactly(rows: Allowed, params: Mapping[str, Any]) -> bool:
-    return len(rows.rows) <= int(params.get("exact_rows", EXACT_ROWS))
+def _exactly(part: Part, rows: Allowed, params: Mapping[str, Any]) -> bool:
+    return part.index is None or len(rows.rows) <= int(params.get("exact_rows", part.index.exact_rows))
 
 
 def _merged(schema: Schema, found: list[Found], k: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
@@ -198,11 +212,14 @@ def _result(
     plan: str,
     counters: Counters,
 ) -> SearchResult:
-    scores = np.full((len(answers), k), -np.inf, np.float32)
-    ids = np.full((len(answers), k), -1, np.int64) if view.schema.ids == "int" else np.full((len(answers), k), None)
-    for number, (score, found) in enumerate(answers):
-        scores[number, : len(score)], ids[number, : len(score)] = score, found
     sizes = np.array([len(score) for score, _ in answers], np.int64)
+    if len(answers) == 1 and sizes[0] == k:
+        scores, ids = answers[0][0][None], answers[0][1][None]
+    else:
+        scores = np.full((len(answers), k), -np.inf, np.float32)
+        ids = np.full((len(answers), k), -1, np.int64) if view.schema.ids == "int" else np.full((len(answers), k), None)
+        for number, (score, found) in enumerate(answers):
+            scores[number, : len(score)], ids[number, : len(score)] = score, found
     extra = [name for name in include if name not in ("ids", "scores")]
     rows = [columns_of(view, found, extra) for _, found in answers] if extra else None
     return SearchResult(ids, scores, sizes, plan, counters, rows)

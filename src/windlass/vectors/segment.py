@@ -58,6 +58,10 @@ class SegmentWriter:
         none = np.zeros((0, self.schema.dim), run.vectors.dtype)
         self._parts.append(StoredRows(run.ids, run.serials, none, run.scales, run.columns))
 
+    def columns(self) -> dict[str, Column]:
+        """The fields of all rows so far."""
+        return stored_rows.joined_rows(self._parts).columns
+
     def add_file(self, name: str, data: bytes) -> None:
         """A file of the index."""
         self._receipts[name] = write_small(self.path(name), data, self.disk)

@@ -94,7 +94,8 @@ class Snapshot:
     def count(self, filter: Filter | str | None = None, access: Access | None = None) -> int:
         """How many rows pass the filter and the access."""
         view, counters = self._now(), Counters()
-        return sum(len(self._searcher.allowed(view, part, filter, access, counters).rows) for part in view.parts)
+        allowed = self._searcher.asking(view, filter, access)
+        return sum(len(allowed(part, counters).rows) for part in view.parts)
 
     def get(self, ids: Any, *, access: Access | None = None) -> pyarrow.Table:
         """The rows with these ids, in this order, as columns `id`, `vector` and the fields.
@@ -106,12 +107,11 @@ class Snapshot:
 
         view = self._now()
         asked = checked_ids(view.schema, ids)
-        allowed = np.zeros(len(asked), np.bool_)
+        may_see, seen = self._searcher.asking(view, None, access), np.zeros(len(asked), np.bool_)
         for part in view.parts:
-            seen = self._searcher.allowed(view, part, None, access, Counters())
             rows, places = find_live(part, asked)
-            allowed[places] = seen.mask[rows] > 0
-        kept = asked[allowed]
+            seen[places] = may_see(part, Counters()).mask[rows] > 0
+        kept = asked[seen]
         values = columns_of(view, kept, ["vectors", *view.schema.fields])
         flat = np.concatenate([*values.pop("vectors"), np.zeros(0, np.float32)])
         kind = pyarrow.int64() if view.schema.ids == "int" else pyarrow.string()

@@ -7,6 +7,8 @@ differences:
   them; whether and how many of a tenant's rows lie below a node is two binary searches. There are no Bloom filters,
   nothing that can say yes by mistake, and nothing to maintain when something is granted or revoked.
 - A filter, or several tenants together, is such a list as well and is searched by the same routine.
+- Members are compared by codes of one bit a number, and only the best of them by their vectors: a tenant of a few
+  thousand rows is its own shortlist, and the tree is for those with more.
 - The search is best-first from the root; it ends as the paper's does, at the first shortlist that changes nothing, but
   never before a few were looked at.
 """
@@ -28,6 +30,7 @@ from windlass.vectors.errors import BudgetExceeded, CorruptSegment
 from windlass.vectors.indexes import Allowed
 from windlass.vectors.packing import pack
 from windlass.vectors.parameters import checked, known_ones, require_ranges
+from windlass.vectors.quantizers import SignCodes, fitted_refine
 from windlass.vectors.results import Budget, Counters
 from windlass.vectors.schema import Schema
 from windlass.vectors.segment import Segment, SegmentWriter
@@ -46,16 +49,17 @@ class TenantTreeParams:
     Attributes:
         branching: Children of a node.
         leaf: Rows of a leaf at most.
-        shortlist: A node below which a tenant has at most so many rows is looked at row by row.
-        breadth: Candidates kept while searching, for each row asked for; the search ends when they stand still.
+        shortlist: A node below which a tenant has at most so many rows is looked at row by row, by their codes.
+        refine: Rows whose vectors are looked at, for each row asked for; the search ends when they stand still. None:
+            as many as found the asked recall among all rows when the index was built.
         least: Shortlists to look at whatever they change.
         boost: By how much of its variance a node counts as nearer.
     """
 
     branching: int = 32
-    leaf: int = 128
-    shortlist: int = 256
-    breadth: int = 6
+    leaf: int = 512
+    shortlist: int = 4096
+    refine: int | None = None
     least: int = 12
     boost: float = 0.4
 
@@ -63,11 +67,12 @@ class TenantTreeParams:
         ranges = {
             "branching": (2, 1024),
             "leaf": (1, 100_000),
-            "shortlist": (1, 100_000),
-            "breadth": (1, 1000),
+            "shortlist": (1, 1_000_000),
             "least": (1, 10_000),
             "boost": (0, 10),
         }
+        if self.refine is not None:
+            ranges["refine"] = (1, 10_000)
         require_ranges(self, ranges)
 
 
@@ -86,7 +91,18 @@ def build(
     tree = _Tree(writer.schema, vectors, scales, params, seed, progress)
     tree.grow()
     writer.add_file("tree", pack(tree.arrays()))
-    return asdict(params), {"nodes": len(tree.ends), "leaves": int((np.array(tree.children) == 0).sum())}
+    row_at = tree.row_at.astype(np.int64)
+    codes = SignCodes.of(writer.schema, tree.read, row_at)
+    writer.add_file("codes", pack(codes.arrays()))
+    used = {
+        **asdict(params),
+        "refines": fitted_refine(codes.scores, tree.read, row_at, writer.schema.kernel_metric, seed),
+    }
+    return used, {
+        "refines": used["refines"],
+        "nodes": len(tree.ends),
+        "leaves": int((np.array(tree.children) == 0).sum()),
+    }
 
 
 def open_index(segment: Segment, memory_budget: int | None) -> TenantTreeIndex:
@@ -113,7 +129,7 @@ class _Tree:
         seed: int,
         progress: Progress,
     ) -> None:
-        self._schema, self._vectors, self._scales = schema, vectors, scales
+        self.schema, self._vectors, self._scales = schema, vectors, scales
         self._params, self._seed, self._progress = params, seed, progress
         self.centres: list[NDArray[np.float32]] = []
         self.variances: list[float] = []
@@ -153,17 +169,17 @@ class _Tree:
             "row_at": self.row_at,
         }
 
-    def _read(self, rows: Rows) -> NDArray[np.float32]:
-        return self._schema.decode(self._vectors[rows], self._scales[rows] if len(self._scales) else self._scales)
+    def read(self, rows: Rows) -> NDArray[np.float32]:
+        return self.schema.decode(self._vectors[rows], self._scales[rows] if len(self._scales) else self._scales)
 
     def _add(self, rows: Rows) -> None:
-        total, squares = np.zeros(self._schema.dim), 0.0
+        total, squares = np.zeros(self.schema.dim), 0.0
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
         for chunk in chunks:
-            total += self._read(chunk).sum(axis=0, dtype=np.float64)
+            total += self.read(chunk).sum(axis=0, dtype=np.float64)
         centre = (total / max(1, len(rows))).astype(np.float32)
         for chunk in chunks:
-            squares += float(squared_to(self._read(chunk), centre[None], np.zeros(len(chunk), np.int64)).sum())
+            squares += float(squared_to(self.read(chunk), centre[None], np.zeros(len(chunk), np.int64)).sum())
         self.centres.append(centre)
         self.variances.append(squares / max(1, len(rows)))
         self.ends.append(0)
@@ -176,10 +192,10 @@ class _Tree:
         sample = rows
         if len(rows) > _SAMPLE:
             sample = rows[np.sort(permutation(self._seed, "tree", node, size=len(rows))[:_SAMPLE])]
-        centres, labels = kmeans(self._read(sample), parts, seed=self._seed + node, rounds=15)
+        centres, labels = kmeans(self.read(sample), parts, seed=self._seed + node, rounds=15)
         if len(rows) > _SAMPLE:
             chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
-            labels = np.concatenate([nearest(self._read(chunk), centres)[0] for chunk in chunks])
+            labels = np.concatenate([nearest(self.read(chunk), centres)[0] for chunk in chunks])
         found = [rows[labels == part] for part in range(len(centres))]
         return [part for part in found if len(part)]
 
@@ -204,19 +220,23 @@ class _Tree:
 class TenantTreeIndex:
     """An opened tree."""
 
+    exact_rows = 400
+
     def __init__(self, segment: Segment) -> None:
         self.params = known_ones(TenantTreeParams, segment.parameters)
+        self._refines: list[tuple[float, int]] = segment.parameters.get("refines") or [(1.0, 1)]
         self._segment = segment
         small = segment.small_file("tree")
-        self._centres, self._variances, self._ends = small["centres"], small["variances"], small["ends"]
+        self._centres, self._variances, self._ends = small["centres"].reshape(-1), small["variances"], small["ends"]
         self._first_child, self._children, self._row_at = small["first_child"], small["children"], small["row_at"]
+        self._codes = SignCodes.restored(segment.small_file("codes"))
         self._position = np.empty(segment.count, np.int32)
         self._position[self._row_at] = np.arange(segment.count)
 
     @property
     def resident_bytes(self) -> int:
         arrays = (self._centres, self._variances, self._ends, self._first_child, self._children)
-        return sum(array.nbytes for array in (*arrays, self._row_at, self._position))
+        return sum(array.nbytes for array in (*arrays, self._row_at, self._position)) + self._codes.nbytes
 
     @property
     def amplification(self) -> float:
@@ -232,43 +252,46 @@ class TenantTreeIndex:
         params: Mapping[str, Any],
         counters: Counters,
     ) -> tuple[NDArray[np.float32], Rows]:
-        """See `indexes.Index.search`. `params` may hold `breadth` and `least`."""
-        breadth, least = int(params.get("breadth", self.params.breadth)), int(params.get("least", self.params.least))
+        """See `indexes.Index.search`. `params` may hold `refine`, `least` and `shortlist`."""
+        asked = {name: int(params.get(name, getattr(self.params, name))) for name in ("least", "shortlist")}
+        refine = int(params.get("refine", self._refine(0.95 if recall is None else recall)))
         wanted = min(k, len(allowed.rows))
-        kept = min(len(allowed.rows), wanted * breadth)
         if not wanted:
             return np.zeros(0, np.float32), np.zeros(0, np.int64)
-        scores, rows, report = np.empty(kept, np.float32), np.empty(kept, np.int64), np.zeros(3, np.int64)
-        segment = self._segment
-        segment.verify_vectors()
+        kept = min(len(allowed.rows), wanted * refine)
+        scores, near, report = np.empty(kept, np.float32), np.empty(kept, np.int64), np.zeros(3, np.int64)
+        codes = self._codes
         found = search_tree(
-            self._centres.reshape(-1),
+            self._centres,
             self._variances,
             self._ends,
             self._first_child,
             self._children,
             self._members(allowed),
-            self._row_at,
-            segment.vectors.reshape(-1),
-            segment.schema.dim,
-            segment.scales,
-            query,
+            codes.codes,
+            codes.squares,
+            codes.factors,
+            codes.asked(query),
             -query,
-            segment.schema.kernel_metric,
             np.float32(self.params.boost),
-            self.params.shortlist,
-            least,
-            segment.order,
+            asked["shortlist"],
+            asked["least"],
+            self._position,
             scores,
-            rows,
+            near,
             report,
         )
-        counters.vectors_scored += int(report[SCORED])
+        rows = self._row_at[near[:found]].astype(np.int64) if found >= wanted else allowed.rows
+        counters.codes_scored += int(report[SCORED])
         counters.heads_scored += int(report[CENTRES])
+        counters.vectors_scored += len(rows)
         counters.stop_reason = "a shortlist changed nothing"
-        if found < wanted:
-            return segment.exact(query, k, allowed.rows)
-        return scores[:wanted], rows[:wanted]
+        return self._segment.exact(query, k, rows)
+
+    def _refine(self, recall: float) -> int:
+        if self.params.refine is not None:
+            return self.params.refine
+        return next((refine for reached, refine in self._refines if reached >= recall), self._refines[-1][1])
 
     def verify(self) -> None:
         """Children cover their parent exactly, and every row has one position.

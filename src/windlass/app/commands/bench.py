@@ -37,7 +37,7 @@ def bench(
     """
     from windlass.app.terminal import TerminalProgress
     from windlass.bench import harness, report
-    from windlass.core.errors import Cancelled, UsageError, WindlassError
+    from windlass.core.errors import Cancelled, DataMissing, UsageError, WindlassError
 
     if everything and ids:
         raise UsageError("both names and --all were given", hint="choose one of the two")
@@ -50,6 +50,11 @@ def bench(
             found = harness.run_system(row, quick=quick, seed=seed, progress=progress)
         except Cancelled:
             raise
+        except DataMissing as error:
+            if len(rows) == 1:
+                raise
+            print(f"{row.id}: skipped: {error}", file=sys.stderr)
+            continue
         except WindlassError as error:
             # One benchmark that cannot run here must not hide what the others measured.
             if len(rows) == 1:

@@ -1,4 +1,4 @@
-"""`windlass graph`: keep a graph, rank around a node, embed its nodes, find the group around some."""
+"""`windlass graph`: keep a graph, rank around a node, embed its nodes, find the group around some, draw it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from windlass.app.options import AsJson
 
 _graph = typer.Typer(
-    help="Graphs: import, rank, embed, communities.\n\nExample: windlass graph import follows.csv follows.graph",
+    help="Graphs: import, rank, embed, communities, plot.\n\nExample: windlass graph import follows.csv follows.graph",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -135,6 +135,34 @@ def communities(
         prior = personalized_pagerank(opened, numbers, tol=1e-5, method="push", top=max(200, 4 * size))[0]
     found = index.query(numbers, size or None, method=method, prior=prior)  # type: ignore[arg-type]
     _show(opened.ids(found.members), {"score": found.scores.tolist()}, out, as_json)
+
+
+@_graph.command()
+def plot(
+    graph: Stored,
+    seeds: Annotated[list[str] | None, typer.Argument(help="Draw what matters to these nodes; none: all.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("graph.html"),
+    most: Annotated[int, typer.Option(min=1, max=5000, help="Nodes to draw at most.")] = 5000,
+) -> None:
+    """A picture of a graph and its groups as one HTML file, to be moved and zoomed in a browser, without a network.
+
+    Example: windlass graph plot follows.graph --out follows.html
+    """
+    from windlass.app.page.graph_chart import described, page_file
+    from windlass.app.terminal import TerminalProgress
+    from windlass.core import storage
+    from windlass.graphs.graph import Graph
+    from windlass.graphs.picture import draw
+
+    opened = Graph.open(graph)
+    progress = TerminalProgress()
+    try:
+        picture = draw(opened, _numbers(opened, seeds or []), most=most, progress=progress)
+    finally:
+        progress.close()
+    names = [str(name) for name in opened.ids(picture.nodes)]
+    storage.write_atomic(out, page_file(picture, names, graph.stem).encode())
+    print(f"{out}: {described(picture)}")
 
 
 def _numbers(graph: Any, names: list[str]) -> list[int]:

@@ -92,7 +92,7 @@ def joins(
     ] = "text",
     as_json: AsJson = False,
 ) -> None:
-    """Predict which tables refer to which, over which columns, and how likely that is.
+    """Predict which tables refer to which, over which columns, how likely that is, and what it follows from.
 
     Example: windlass lake joins reports --format mermaid
     """
@@ -105,13 +105,14 @@ def joins(
         graph = predict_joins(workspace, progress)
     if as_json:
         facts = {"tables": graph.tables, "facts": graph.facts, "dimensions": graph.dimensions, "gap": graph.gap}
-        terminal.print_json({**facts, "joins": [join._asdict() for join in graph.joins]})
+        terminal.print_json({**facts, "joins": [join._asdict() | {"why": graph.why(join)} for join in graph.joins]})
     elif form != "text":
         print(graph.to_mermaid() if form == "mermaid" else graph.to_sql(), end="")
     else:
         for join in graph.joins:
             ends = f"{join.child}.{', '.join(join.columns)} -> {join.parent}.{', '.join(join.keys)}"
             print(f"{join.probability:4.0%}  {printable(ends)}{' (one to one)' if join.mutual else ''}")
+            print(f"      {printable(graph.why(join))}")
         if not graph.joins:
             print("No joins found.")
 
@@ -122,12 +123,13 @@ def reclaim(
     apply: Annotated[bool, typer.Option("--apply/--dry-run", help="Take the files away, or only show them.")] = False,
     pin: Annotated[list[str] | None, typer.Option("--pin", help="A file that stays in any case.")] = None,
     prices: Annotated[str, typer.Option(help="local_ssd, azure_hot or s3_standard.")] = "local_ssd",
+    within: Annotated[float, typer.Option(min=0.0, help="Seconds that rebuilding a file may take.")] = 60.0,
     empty: Annotated[
         bool, typer.Option("--empty-trash", help="Delete what was taken away and can be rebuilt.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find files that others can rebuild to the byte: copies, and tables contained in other tables.
+    """Find files that others can rebuild to the byte: copies, and tables that other tables hold or nearly hold.
 
     Shows what can go and why. With --apply the files move to .windlass/trash/reclaimed, where `windlass lake restore`
     finds them; nothing is deleted before --empty-trash, and then only what its recipe has just rebuilt.
@@ -153,7 +155,14 @@ def reclaim(
             for path, why in kept:
                 print(f"  kept {printable(path)}: {why}")
             return
-        plan = plan_reclaim(workspace, only=paths or (), pin=pin or (), prices=PRICES[prices], progress=progress)
+        plan = plan_reclaim(
+            workspace,
+            only=paths or (),
+            pin=pin or (),
+            prices=PRICES[prices],
+            latency_limit_s=within,
+            progress=progress,
+        )
         if apply:
             with workspace.acquire():
                 apply_plan(workspace, plan, progress)
@@ -185,6 +194,8 @@ def restore(folder: Folder, paths: Paths = None, as_json: AsJson = False) -> Non
     for entry in found:
         where = "in the trash" if entry.in_trash else f"rebuilt from {printable(entry.parent)}"
         what = "restored" if paths else "reclaimed"
+        if not entry.exact:
+            where += "; the same rows and types, but other bytes: another pyarrow wrote it"
         print(f"{what} {printable(entry.path)} ({terminal.size(entry.size)}, {where})")
     if not found:
         print("Nothing was reclaimed.")

@@ -18,7 +18,9 @@ def search(
     folder: Folder,
     query: Annotated[str, typer.Argument(help="Words or a question.", show_default=False)],
     k: Annotated[int | None, typer.Option(help="How many passages.")] = None,
-    mode: Annotated[str, typer.Option(help="hybrid, lexical (words) or dense (meaning).")] = "hybrid",
+    mode: Annotated[
+        str, typer.Option(help="hybrid, lexical (words), dense (meaning) or hops (meaning, then what that leads to).")
+    ] = "hybrid",
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import httpx
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from windlass.app.http.batches import ENDPOINTS, Answerer, Batch
+from windlass.app.http.batches import ENDPOINTS, Answerer, Batch, Planner
 from windlass.app.http.file_store import StoredFile
+from windlass.app.http.openai_schema import ChatRequest, conversation
 from windlass.app.http.replies import ApiError
 from windlass.app.http.services import Caller, Services, caller_of, services_of
+from windlass.core.errors import QueueFull, WindlassError
+from windlass.serving.batch_planner import plan_batch
+from windlass.serving.request import PlannedMember, tokens_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -124,9 +129,11 @@ async def cancel_batch(request: Request, batch_id: str) -> JSONResponse:
 def answerer(app: FastAPI, services: Services) -> Answerer:
     """Answers a batch's requests by the very routes that clients use, with their checks, in the tenant's name."""
 
-    async def answer(tenant: str, endpoint: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    async def answer(
+        tenant: str, endpoint: str, body: dict[str, Any], planned: PlannedMember | None
+    ) -> tuple[int, dict[str, Any]]:
         assert endpoint in ENDPOINTS
-        caller = Caller(services.tenants[tenant], "")
+        caller = Caller(services.tenants[tenant], "", planned)
 
         async def as_caller(scope: Any, receive: Any, send: Any) -> None:
             await app({**scope, "windlass": services, "windlass_caller": caller}, receive, send)
@@ -137,6 +144,44 @@ def answerer(app: FastAPI, services: Services) -> Answerer:
         return reply.status_code, reply.json()
 
     return answer
+
+
+def planner(services: Services) -> Planner:
+    """Plans the chats of a batch that go to the plain language model: what their prompts begin with in common."""
+
+    async def plan(tenant: str, endpoint: str, bodies: list[dict[str, Any]]) -> list[PlannedMember | None]:
+        members: list[PlannedMember | None] = [None] * len(bodies)
+        if endpoint != "/v1/chat/completions" or not services.chat_model_id:
+            return members
+        try:
+            prompts = await services.call(_prompts, services, bodies)
+        except (ApiError, QueueFull):  # there is no model now; each request will say so
+            return members
+        places = [place for place, prompt in enumerate(prompts) if prompt is not None]
+        if len(places) > 1:
+            found = await services.call(plan_batch, [prompts[place] for place in places])
+            for member, place in enumerate(places):
+                members[place] = PlannedMember(found, member)
+        return members
+
+    return plan
+
+
+def _prompts(services: Services, bodies: list[dict[str, Any]]) -> list[Any]:
+    """Token ids of each chat with the plain model; None for what is none, or is not well formed."""
+    engine = services.engine()
+    if engine is None:
+        return [None] * len(bodies)
+    found: list[Any] = []
+    for body in bodies:
+        prompt = None
+        if body.get("model") == services.chat_model_id and (body.get("n") or 1) == 1 and not body.get("windlass"):
+            # What is wrong with a request is said when it is asked.
+            with contextlib.suppress(ApiError, ValidationError, WindlassError):
+                messages = conversation(ChatRequest.model_validate(body).messages)
+                prompt = tokens_of(engine.model.tokenizer.chat(messages))
+        found.append(prompt)
+    return found
 
 
 async def _file(request: Request, file_id: str, param: str | None = None) -> StoredFile:

@@ -1,7 +1,9 @@
-"""Batches: a file of requests, answered one by one while nobody else waits for the model.
+"""Batches: a file of requests, answered while others leave the model time.
 
-Every answer is on the disk before the next request starts, so a batch goes on after a crash where it stood; a line
-that was answered twice because the crash came between answer and disk is answered once in the result.
+Requests whose prompts are known beforehand are planned together: what they begin with in common is computed once, and
+the engine fits them into what it has to spare. The others go one by one, while nobody waits. Every answer is on the
+disk before another request takes its place, so a batch goes on after a crash where it stood; a line that was answered
+twice because the crash came between answer and disk is answered once in the result.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 from windlass.app.http.file_store import FileStore
 from windlass.core import storage
 from windlass.core.errors import WindlassError, WorkspaceError
+from windlass.serving.request import PlannedMember
 
 log = logging.getLogger("windlass.http")
 
@@ -35,9 +38,12 @@ _ID = re.compile(r"batch_[0-9a-f]{24}")
 _BUSY_SECONDS = 0.2
 _LOCKED_SECONDS = 5.0
 _SAVED_EVERY = 2.0
+_TOGETHER = 32
 
-Answerer = Callable[[str, str, dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
-"""(tenant, endpoint, body) -> (status, answer)."""
+Answerer = Callable[[str, str, dict[str, Any], PlannedMember | None], Awaitable[tuple[int, dict[str, Any]]]]
+"""(tenant, endpoint, body, place in a plan) -> (status, answer)."""
+Planner = Callable[[str, str, list[dict[str, Any]]], Awaitable[list[PlannedMember | None]]]
+"""(tenant, endpoint, bodies) -> the place of each in a plan, None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +164,7 @@ class BatchRunner:
         answer: Answers one request; status 429 means that it should be asked again later.
         idle: Whether nobody else waits for the model.
         serves: Whether a tenant is known here; batches of others wait for a server that knows them.
+        plan: Says which requests share what.
     """
 
     def __init__(
@@ -167,8 +174,9 @@ class BatchRunner:
         answer: Answerer,
         idle: Callable[[], bool],
         serves: Callable[[str], bool],
+        plan: Planner | None = None,
     ) -> None:
-        self._store, self._files = store, files
+        self._store, self._files, self._plan = store, files, plan
         self._answer, self._idle, self._serves = answer, idle, serves
         self._news = asyncio.Event()
         self._saving = asyncio.Lock()
@@ -222,32 +230,51 @@ class BatchRunner:
         if batch.status == "validating":
             batch = batch.at("in_progress")
         saved = time.monotonic() - _SAVED_EVERY
+        waiting = [line for line in lines if line.custom_id not in answered]
+        writing = asyncio.Lock()
         with storage.LineLog(path) as log_file:
-            for line in lines:
-                if line.custom_id in answered:
-                    continue
-                if batch.status == "cancelling" or batch.id in self._cancelled:
-                    break
-                status, body = await self._patiently(batch, line)
+
+            async def answer(line: _Line, member: PlannedMember | None) -> bool:
+                nonlocal saved, batch
+                status, body = await self._patiently(batch, line, member)
                 if status is None:
-                    break
+                    return False
                 answered[line.custom_id] = _result(line, status, body)
-                await asyncio.to_thread(log_file.add, json.dumps(answered[line.custom_id]).encode())
-                if time.monotonic() - saved >= _SAVED_EVERY:
-                    saved, batch = time.monotonic(), _counted(batch, answered)
-                    await self._save_progress(batch)
+                async with writing:
+                    await asyncio.to_thread(log_file.add, json.dumps(answered[line.custom_id]).encode())
+                    if time.monotonic() - saved >= _SAVED_EVERY:
+                        saved, batch = time.monotonic(), _counted(batch, answered)
+                        await self._save_progress(batch)
+                return True
+
+            if batch.status != "cancelling":
+                members = await self._members(batch, waiting)
+                together = [pair for pair in zip(waiting, members, strict=True) if pair[1] is not None]
+                together.sort(key=lambda pair: _rank(pair[1]))
+                await _side_by_side(together, answer)
+                for line, member in zip(waiting, members, strict=True):
+                    if member is None and not await answer(line, None):
+                        break
         await asyncio.to_thread(self._finish, _counted(batch, answered), answered)
+
+    async def _members(self, batch: Batch, lines: list[_Line]) -> list[PlannedMember | None]:
+        if self._plan is None or not lines:
+            return [None] * len(lines)
+        return await self._plan(batch.tenant, batch.endpoint, [line.body for line in lines])
 
     async def _save_progress(self, batch: Batch) -> None:
         async with self._saving:
             if batch.id not in self._cancelled:
                 await asyncio.to_thread(self._store.save, batch)
 
-    async def _patiently(self, batch: Batch, line: _Line) -> tuple[int | None, dict[str, Any]]:
+    async def _patiently(
+        self, batch: Batch, line: _Line, member: PlannedMember | None
+    ) -> tuple[int | None, dict[str, Any]]:
         """The answer, once there is room; no status when the batch was cancelled meanwhile."""
         while batch.id not in self._cancelled:
-            if self._idle():
-                status, body = await self._answer(batch.tenant, batch.endpoint, line.body)
+            # The engine itself puts planned requests behind everybody else's.
+            if member is not None or self._idle():
+                status, body = await self._answer(batch.tenant, batch.endpoint, line.body, member)
                 if status != 429:
                     return status, body
             await asyncio.sleep(_BUSY_SECONDS)
@@ -275,6 +302,31 @@ class BatchRunner:
         self._store.save(batch.at("cancelled" if cancelled else "completed"))
         with contextlib.suppress(FileNotFoundError):
             self._store.answers(batch).unlink()
+
+
+async def _side_by_side(
+    pairs: list[tuple[_Line, PlannedMember | None]],
+    answer: Callable[[_Line, PlannedMember | None], Awaitable[bool]],
+) -> None:
+    """Answer these, a few at a time, in their order."""
+    coming = iter(pairs)
+
+    async def work() -> None:
+        for line, member in coming:
+            if not await answer(line, member):
+                return
+
+    workers = [asyncio.ensure_future(work()) for _ in range(min(_TOGETHER, len(pairs)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _rank(member: PlannedMember | None) -> int:
+    return 0 if member is None else int(member.plan.rank[member.member])
 
 
 def read_lines(content: bytes, endpoint: str) -> tuple[list[_Line], list[dict[str, Any]]]:

@@ -100,9 +100,10 @@ class EngineCall:
             if answer.error is not None:
                 raise answer.error
         choices = tuple(answer.choice(index, self._wants_tokens) for index, answer in enumerate(self._answers))
-        lossy = {name: told for handle in self._handles for name, told in handle.approximations.items()}
-        extra = {"windlass": {"approx": lossy}} if lossy else {}
-        return Completion(choices, self._prompt_tokens, sum(answer.made for answer in self._answers), extra)
+        made = sum(answer.made for answer in self._answers)
+        approximations = [handle.approximations for handle in self._handles if handle.approximations]
+        extra = {"windlass": {"approx": approximations[0]}} if approximations else {}
+        return Completion(choices, self._prompt_tokens, made, extra)
 
     def _read(self, place: int, events: list[Event]) -> list[Piece]:
         """Note what happened; what a slow reader missed comes in one piece for each answer."""

@@ -13,7 +13,7 @@ from windlass.app.http.replies import ApiError
 from windlass.app.http.tenants import Tenant
 from windlass.core.errors import AdapterNotFound
 from windlass.serving.engine_chat import EngineChat
-from windlass.serving.request import Request, SamplingParams, tokens_of
+from windlass.serving.request import PlannedMember, Request, SamplingParams, Segment, tokens_of
 
 # No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
 LONGEST_TOKEN = 64
@@ -45,6 +45,8 @@ class EngineModel:
         most_tokens: int,
         answers: int | None = None,
         adapter: str | None = None,
+        planned: PlannedMember | None = None,
+        segments: tuple[Segment, ...] = (),
     ) -> EngineCall:
         """Put a call in the engine's queue.
 
@@ -56,6 +58,8 @@ class EngineModel:
             most_tokens: Most tokens of one answer, and how many there are when the body does not say.
             answers: For each prompt; None: what the body says.
             adapter: Of the model, by name.
+            planned: The place of the only prompt in a batch's plan.
+            segments: Of the only prompt.
 
         Raises:
             AdapterNotFound: The tenant has no such adapter.
@@ -75,7 +79,7 @@ class EngineModel:
             limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
             params = body.params(limit, answers)
             self._require_tokens(params)
-            requests.append(_request(prompt, params, tenant, body.windlass, key))
+            requests.append(_request(prompt, params, tenant, body.windlass, key, planned, segments))
         call = EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
         self._open.add(call)
         call.when_done(lambda: self._open.discard(call))
@@ -147,7 +151,13 @@ def too_long(prompt: str, wanted: int, room: int) -> ApiError:
 
 
 def _request(
-    prompt: list[int], params: SamplingParams, tenant: Tenant, options: WindlassOptions | None, adapter: str | None
+    prompt: list[int],
+    params: SamplingParams,
+    tenant: Tenant,
+    options: WindlassOptions | None,
+    adapter: str | None,
+    planned: PlannedMember | None,
+    segments: tuple[Segment, ...],
 ) -> Request:
     options = options or WindlassOptions()
     deadline = None if options.deadline_ms is None else time.monotonic() + options.deadline_ms / 1000
@@ -159,6 +169,9 @@ def _request(
         adapter=adapter,
         priority=options.priority or 0,
         cache=options.cache != "off",
+        segments=segments,
+        reuse_chunks=options.cache == "chunks",
+        shared=planned,
         arrival=time.monotonic(),
         deadline=deadline,
     )

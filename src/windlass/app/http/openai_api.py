@@ -33,6 +33,8 @@ from windlass.app.http.replies import ApiError, plain
 from windlass.app.http.services import CHARGED, Caller, Services, caller_of, services_of
 from windlass.app.http.tenants import Tenant
 from windlass.core.errors import UsageError
+from windlass.serving.prompt import segmented
+from windlass.serving.request import Segment
 
 if TYPE_CHECKING:
     from windlass.models.encoder import Encoder
@@ -180,8 +182,12 @@ async def _model_chat(services: Services, caller: Caller, body: ChatRequest, ada
         if adapter is not None:
             raise ApiError(400, "this server's model takes no adapters", param="model", code="feature_unavailable")
         return QueueCall(services.submit(caller, await services.call(_chat_work, services, caller.tenant, body)))
-    prompt = await services.call(engine.model.tokenizer.chat, messages)
-    return _start(services, caller, engine, [prompt], body, adapter=adapter)
+    texts = body.chunk_texts
+    if not texts:
+        prompt = await services.call(engine.model.tokenizer.chat, messages)
+        return _start(services, caller, engine, [prompt], body, adapter=adapter)
+    prompt, segments = await services.call(segmented, engine.model.tokenizer, messages, texts)
+    return _start(services, caller, engine, [prompt], body, adapter=adapter, segments=segments)
 
 
 def _start(
@@ -192,11 +198,13 @@ def _start(
     body: SamplingBody,
     answers: int | None = None,
     adapter: str | None = None,
+    segments: tuple[Segment, ...] = (),
 ) -> EngineCall:
     most = services.pipeline.settings.server.max_tokens
     call = engine.start(
-        prompts, body, caller.tenant, services.metrics, most_tokens=most, answers=answers, adapter=adapter
-    )
+        prompts, body, caller.tenant, services.metrics, most_tokens=most, answers=answers, adapter=adapter,
+        planned=caller.planned if len(prompts) == 1 else None, segments=segments,
+    )  # fmt: skip
     call.when_done(lambda: services.admission.charge(caller.tenant, call.tokens_used))
     services.track(caller, call)
     return call

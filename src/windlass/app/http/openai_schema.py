@@ -43,7 +43,7 @@ _OF_THE_ENGINE: dict[str, tuple[Any, ...]] = {
     "top_k": (None, 0),
     "min_p": (None, 0),
 }
-_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache", "adapter")
+_OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache", "segments", "adapter")
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -86,19 +86,29 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
+class SegmentText(_Extension):
+    """A text that stands in the messages, word for word, and comes again in other requests."""
+
+    type: Literal["chunk"]
+    text: Annotated[str, StringConstraints(min_length=1, max_length=1 << 20)]
+
+
 class WindlassOptions(_Extension):
     """The request object `windlass`.
 
     `k` and `mode` say how a question over the folder is answered; the others how a model's answer is scheduled:
     larger `priority` first, not at all when it cannot be done in `deadline_ms`, and with `cache` off nothing of the
-    prompt is shared with other calls. `adapter` names an adapter of the model, as the model name `model:adapter` does.
+    prompt is shared with other calls. With `cache` set to `chunks`, the `segments` of a prompt are taken from where
+    they were computed before, wherever they stand now: faster, not exact, and named in the answer. `adapter` names an
+    adapter of the model, as the model name `model:adapter` does.
     """
 
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Literal["auto", "extract", "generate"] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     deadline_ms: Annotated[int, Field(ge=1, le=86_400_000)] | None = None
-    cache: Literal["on", "off"] | None = None
+    cache: Literal["on", "exact", "chunks", "off"] | None = None
+    segments: Annotated[list[SegmentText], Field(max_length=256)] | None = None
     adapter: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
 
 
@@ -184,6 +194,12 @@ class SamplingBody(_Body):
             logit_bias=self._biases(),
             n=answers or self.n or 1,
         )
+
+    @property
+    def chunk_texts(self) -> list[str]:
+        """Texts that may be taken from where they were computed before."""
+        options = self.windlass
+        return [each.text for each in options.segments or ()] if options and options.cache == "chunks" else []
 
     @property
     def stops(self) -> tuple[str, ...]:

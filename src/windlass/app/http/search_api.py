@@ -67,7 +67,7 @@ async def search(
     request: Request,
     q: Annotated[str, Query(min_length=1, max_length=LONGEST_QUESTION)],
     k: Annotated[int, Query(ge=1, le=100)] = 8,
-    mode: Literal["hybrid", "lexical", "dense"] = "hybrid",
+    mode: Literal["hybrid", "lexical", "dense", "hops"] = "hybrid",
 ) -> JSONResponse:
     """The passages that fit best, with the rank that each retriever gave them."""
     services = services_of(request)

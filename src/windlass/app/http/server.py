@@ -88,6 +88,7 @@ def create_app(
             batch_api.answerer(app, services),
             idle=lambda: services.idle,
             serves=services.tenants.__contains__,
+            plan=batch_api.planner(services),
         )
         running = asyncio.create_task(services.runner.run())
         try:

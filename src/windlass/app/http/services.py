@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from windlass.models.encoder import Encoder
     from windlass.retrieval.overview import Overview
     from windlass.retrieval.pipeline import Pipeline
+    from windlass.serving.request import PlannedMember
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,10 +45,11 @@ _OVERVIEW_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, and the request's id (empty for a page's connection)."""
+    """Who sent a request, the request's id (empty for a page's connection), and its place in a batch's plan."""
 
     tenant: Tenant
     request_id: str
+    planned: PlannedMember | None = None
 
 
 class _Cancellable(Protocol):

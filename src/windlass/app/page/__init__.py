@@ -1,4 +1,4 @@
 """The web page: one screen a file, in the order in which a person meets them.
 
-`layout` (frame, navigation, style), `overview`, `search`, `chat`, `source` (the text behind a citation).
+`layout` (frame, navigation, style), `overview`, `search`, `graph`, `chat`, `source` (the text behind a citation).
 """

@@ -1,7 +1,8 @@
-"""The frame around the three views, and what happens when something is pressed.
+"""The frame around the four views, and what happens when something is pressed.
 
-The views are HTML that the other files make; this one puts it on the screen, listens to the browser (`page.js` sends
-an event for each form and button) and keeps progress up to date. One socket a browser tab carries all of it.
+The views are HTML (and one chart) that the other files make; this one puts it on the screen, listens to the browser
+(`page.js` sends an event for each form and button) and keeps progress up to date. One socket a browser tab carries all
+of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from nicegui import context, core, ui
 
 from windlass.app.http.search_api import LONGEST_QUESTION
 from windlass.app.http.services import Services, services_of
-from windlass.app.page import chat, overview, search, source
+from windlass.app.page import chat, graph, graph_chart, overview, search, source
 from windlass.app.page.examples import examples
 from windlass.app.page.rendering import asset, render
 from windlass.core.errors import WindlassError
@@ -28,7 +29,7 @@ _EVENT_LIMIT = LONGEST_QUESTION + 100
 
 
 def mount_page(app: FastAPI) -> None:
-    """Put the page at `/`, `/search` and `/chat` of `app`.
+    """Put the page at `/`, `/search`, `/graph` and `/chat` of `app`.
 
     The page framework keeps one application a process, so the page belongs to the `app` of the latest call; the
     services come with each request and are never mixed up.
@@ -49,9 +50,10 @@ def mount_page(app: FastAPI) -> None:
 
 @ui.page("/", response_timeout=_BUILD_SECONDS)
 @ui.page("/search", response_timeout=_BUILD_SECONDS)
+@ui.page("/graph", response_timeout=_BUILD_SECONDS)
 @ui.page("/chat", response_timeout=_BUILD_SECONDS)
 async def page(request: Request, q: str = "", mode: str = "hybrid") -> None:
-    """All three views; the address decides which one is in sight."""
+    """All four views; the address decides which one is in sight."""
     await _Screen(services_of(request)).build(request.url.path, q[:LONGEST_QUESTION], mode)
 
 
@@ -80,6 +82,7 @@ class _Screen:
                     _html(search.form(query, mode))
                     found = await search.results(self._services, query if path == "/search" else "", mode)
                     self._results = _html(found).classes("results-area")
+                await self._build_graph(path == "/graph")
                 await self._build_chat(name, query if path == "/chat" else "")
         self._dialog = ui.element("dialog").classes("source").props("aria-labelledby=source-title")
         with self._dialog:
@@ -87,6 +90,53 @@ class _Screen:
         self._listen()
         await self._refresh()
         ui.timer(_REFRESH_SECONDS, self._refresh, immediate=False)
+
+    async def _build_graph(self, in_sight: bool) -> None:
+        with ui.element("section").classes("view view-graph"):
+            self._graph_head = _html(await self._services.call(graph.heading, self._services, ""))
+            self._chart_area = ui.element("div").classes("graph-chart").props('data-empty="Drawing"')
+            self._graph_about = _html(Markup("")).props("aria-live=polite")
+        self._graph_name = ""
+        self._chart: ui.echart | None = None
+        self._shown_graph: graph.Shown | None = None
+        if in_sight:
+            ui.timer(0.1, lambda: self._draw_graph(""), once=True)
+
+    async def _draw_graph(self, name: str) -> None:
+        shelf = graph.shelf_of(self._services)
+        names = [each for each, _ in await self._services.call(shelf.names)]
+        name = name or self._graph_name or (names[0] if names else "")
+        _set(self._graph_head, await self._services.call(graph.heading, self._services, name))
+        self._chart_area.set_visibility(bool(names))
+        if not names:
+            return
+        try:
+            shown = await self._services.call(shelf.shown, name)
+        except WindlassError as error:
+            self._chart_area.set_visibility(False)
+            _set(self._graph_about, graph.problem(str(error)))
+            return
+        if shown is not self._shown_graph and not self._chart_area.is_deleted:
+            self._shown_graph, self._graph_name = shown, name
+            self._chart_area.clear()
+            with self._chart_area:
+                self._chart = ui.echart(shown.options).on("componentClick", self._on_point, ["seriesType", "value"])
+            _set(self._graph_about, graph.about(shown))
+
+    async def _on_point(self, event: Any) -> None:
+        args = event.args if isinstance(event.args, dict) else {}
+        value = args.get("value")
+        if args.get("seriesType") == "scatter" and isinstance(value, list) and len(value) > 2:
+            await self._show_node(value[2])
+
+    async def _show_node(self, node: Any) -> None:
+        shown, chart = self._shown_graph, self._chart
+        if shown is None or chart is None or not isinstance(node, int) or not 0 <= node < len(shown.names):
+            return
+        near = await self._services.call(graph.near, shown, node)
+        _set(self._graph_about, graph.about(shown, node, near))
+        change = graph_chart.pointed_out(shown.picture, shown.names, node, [place for place, _ in near])
+        chart.run_chart_method("setOption", change)
 
     async def _build_chat(self, folder: str, question: str) -> None:
         with ui.element("section").classes("view view-chat"):
@@ -105,6 +155,8 @@ class _Screen:
         ui.on("windlass-chat", self._on_chat)
         ui.on("windlass-stop", lambda _event: self._conversation.stop())
         ui.on("windlass-open", self._on_open)
+        ui.on("windlass-graph", self._on_graph)
+        ui.on("windlass-node", self._on_node)
 
     async def _on_search(self, event: Any) -> None:
         query, mode = _texts(event.args, 2)
@@ -123,6 +175,15 @@ class _Screen:
         around = rest[0] if rest else source.AROUND
         _set(self._source, await source.panel(self._services, doc_id, start, end, around))
         ui.run_javascript("windlass.showSource()")
+
+    async def _on_graph(self, event: Any) -> None:
+        (name,) = _texts(event.args, 1)
+        await self._draw_graph(name)
+
+    async def _on_node(self, event: Any) -> None:
+        (node,) = _texts(event.args, 1)
+        if node.isdecimal():
+            await self._show_node(int(node))
 
     def _add_turn(self) -> Callable[[Markup], None]:
         with self._turns:

@@ -2,7 +2,7 @@
 "use strict";
 const windlass = (() => {
   const root = document.documentElement;
-  const views = { "/": "overview", "/search": "search", "/chat": "chat" };
+  const views = { "/": "overview", "/search": "search", "/graph": "graph", "/chat": "chat" };
   const opened = new Set();
 
   const savedTheme = () => { try { return localStorage.getItem("windlass-theme"); } catch { return null; } };
@@ -26,6 +26,7 @@ const windlass = (() => {
     show(path);
     focusInput();
     scrollTo(0, path === "/chat" ? root.scrollHeight : 0);
+    if (path === "/graph") drawGraph();
   };
   const focusInput = () => {
     // On a phone the keyboard would cover half of what was asked for.
@@ -51,6 +52,8 @@ const windlass = (() => {
     emitEvent("windlass-chat", question);
   };
   const grow = (field) => { field.style.height = "auto"; field.style.height = Math.min(field.scrollHeight, 180) + "px"; };
+
+  const drawGraph = () => emitEvent("windlass-graph", document.querySelector("input[name=graph]:checked")?.value || "");
 
   const dialog = () => document.querySelector("dialog.source");
   const showSource = () => {
@@ -89,6 +92,7 @@ const windlass = (() => {
     if (!button) return;
     if (button.dataset.open) emitEvent("windlass-open", button.dataset.open);
     else if (button.dataset.more) emitEvent("windlass-open", button.dataset.more);
+    else if (button.dataset.node) emitEvent("windlass-node", button.dataset.node);
     else if (button.dataset.ask) ask(button.dataset.ask);
     else if (button.dataset.copy !== undefined) copy(button);
     else if (button.dataset.action === "theme") switchTheme();
@@ -108,6 +112,7 @@ const windlass = (() => {
   });
   document.addEventListener("change", (event) => {
     if (event.target.name === "mode") search(event.target.form, true);
+    else if (event.target.name === "graph") drawGraph();
   });
   document.addEventListener("input", (event) => { if (event.target.id === "chat-input") grow(event.target); });
   document.addEventListener("keydown", (event) => {
@@ -126,6 +131,7 @@ const windlass = (() => {
   }, true);
   addEventListener("popstate", () => {
     show(location.pathname);
+    if (location.pathname === "/graph") drawGraph();
     const form = document.querySelector("form[data-form=search]");
     const wanted = new URLSearchParams(location.search);
     if (location.pathname === "/search" && form && wanted.get("q")) {

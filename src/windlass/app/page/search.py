@@ -12,7 +12,7 @@ from windlass.app.page.rendering import render
 from windlass.core.errors import WindlassError
 from windlass.retrieval.pipeline import SearchMode
 
-MODES: tuple[SearchMode, ...] = ("hybrid", "lexical", "dense")
+MODES: tuple[SearchMode, ...] = ("hybrid", "lexical", "dense", "hops")
 _SHOWN = 12
 
 

@@ -42,8 +42,9 @@ def _layers(joins: Sequence[TableJoin]) -> dict[tuple[str, str], int]:
     for join in joins:
         layers.setdefault((join.child_file, join.child), 0)
         layers.setdefault((join.parent_file, join.parent), 0)
+    others = [join for join in joins if (join.child_file, join.child) != (join.parent_file, join.parent)]
     for _ in layers:
-        for join in joins:
+        for join in others:
             parent = (join.parent_file, join.parent)
             layers[parent] = max(layers[parent], min(len(layers), layers[join.child_file, join.child] + 1))
     return layers
@@ -52,9 +53,12 @@ def _layers(joins: Sequence[TableJoin]) -> dict[tuple[str, str], int]:
 def _line(join: TableJoin, places: dict[tuple[str, str], tuple[int, int]]) -> Markup:
     x1, y1 = places[join.child_file, join.child]
     x2, y2 = places[join.parent_file, join.parent]
-    start, end = (x1 + _WIDTH, y1 + _HEIGHT // 2), (x2, y2 + _HEIGHT // 2)
-    bend = (end[0] - start[0]) // 2
-    path = f"M{start[0]},{start[1]} C{start[0] + bend},{start[1]} {end[0] - bend},{end[1]} {end[0]},{end[1]}"
+    right, bend = x1 + _WIDTH, (x2 - x1 - _WIDTH) // 2
+    y, end = y1 + _HEIGHT // 2, y2 + _HEIGHT // 2
+    if (x1, y1) == (x2, y2):  # a table that refers to itself
+        path = f"M{right},{y1 + 8} c34,-6 34,{_HEIGHT - 10} 0,{_HEIGHT - 16}"
+    else:
+        path = f"M{right},{y} C{right + bend},{y} {x2 - bend},{end} {x2},{end}"
     says = f"{', '.join(join.columns)} = {', '.join(join.keys)} ({join.probability:.0%})"
     return Markup('<path d="{}"><title>{}</title></path>').format(path, printable(says))
 

@@ -14,19 +14,19 @@ import os
 import zipfile
 from pathlib import Path
 
-from windlass.core.errors import NotFound
+from windlass.core.errors import DataMissing
 
 
 def shared_folder(name: str) -> Path:
     """A folder of the shared data.
 
     Raises:
-        NotFound: It is not there.
+        DataMissing: It is not there.
     """
     root = os.environ.get("WINDLASS_SHARED_DATA", "")
     folder = Path(root) / "lake" / name
     if not root or not folder.is_dir():
-        raise NotFound(
+        raise DataMissing(
             f"this benchmark needs lake/{name} of the shared data", hint="set WINDLASS_SHARED_DATA to its folder"
         )
     return folder
@@ -41,8 +41,14 @@ def unpack_tables(target: Path) -> list[Path]:
 
 def true_containments() -> set[tuple[str, str]]:
     """(child, parent) file names of every full containment."""
+    return set(true_overlaps(1.0))
+
+
+def true_overlaps(threshold: float) -> dict[tuple[str, str], float]:
+    """The share of the child's rows in the parent, of every (child, parent) at or above a threshold from 0.3 on."""
     with open(shared_folder("rdatasets") / "containment_truth.csv", encoding="utf-8", newline="") as file:
-        return {(row[0], row[1]) for row in list(csv.reader(file))[1:] if float(row[2]) == 1.0}
+        rows = [(row[0], row[1], float(row[2])) for row in list(csv.reader(file))[1:]]
+    return {(child, parent): share for child, parent, share in rows if share >= threshold}
 
 
 def documentation_texts() -> list[tuple[str, str]]:

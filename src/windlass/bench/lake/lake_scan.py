@@ -36,6 +36,7 @@ def run(context: BenchContext) -> BenchReport:
         def first() -> int:
             with workspace.transaction() as connection:
                 connection.execute("DELETE FROM files")
+                connection.execute("DELETE FROM folders")
             return Catalog(workspace).scan().hashed
 
         metrics += compare(first, lambda: hash_all(folder), progress=context.progress).metrics(

@@ -3,8 +3,9 @@
 Profiles are given to ours, loaded tables to DuckDB. Pairs whose column names rule containment out are left out on both
 sides, which is all the pruning DuckDB gets; its time is measured on a sample of them and scaled. The row "as in the
 paper" runs the published funnel on the same hashes: numeric ranges, then ten sampled rows on four sampled columns.
-Quality is counted against truth found by brute force. The other figures: how the time grows on a generated lake, and
-what the retention plan costs above its bound.
+Quality is counted against truth found by brute force, for whole containment and for shares of half and more. The other
+figures: how the time grows on a generated lake, what a terabyte would take (simulated, see `r2d2_cluster`), and what
+the retention plan costs above its bound.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from typing import Any
 import numpy as np
 
 from windlass.bench.harness import BenchContext, compare, peer_module
-from windlass.bench.lake.data import true_containments, unpack_tables
+from windlass.bench.lake.data import true_containments, true_overlaps, unpack_tables
+from windlass.bench.lake.generated_lake import generated_lake
+from windlass.bench.lake.r2d2_cluster import on_ray, terabyte
 from windlass.bench.report import BenchReport, Metric, metric
-from windlass.core.randomness import integers, permutation, rand
+from windlass.core.randomness import integers, permutation
 from windlass.lake.containment import LakeTable, find_containment, schema_groups
 from windlass.lake.hashing import Cells, HashedTable, hash_table
+from windlass.lake.overlap import find_overlaps
 from windlass.lake.profile import profile_table
 from windlass.lake.retention import Prices, Rebuild, plan_retention
 from windlass.lake.table_files import file_cells
@@ -71,10 +75,27 @@ def run(context: BenchContext) -> BenchReport:
             metric("pairs left by profiles", "", graph.stages[1].pairs_out, better="lower"),
             metric("as in the paper: recall", "", kept / len(truth), better="higher", least=1.0),
             metric("as in the paper: false pairs", "", false, better="lower"),
+            *shares(tables, context),
             *growth(context),
+            *terabyte(context, files),
+            *([] if context.quick else on_ray(context)),
             *planning(context),
         ],
     )
+
+
+def shares(tables: list[LakeTable], context: BenchContext) -> list[Metric]:
+    """Partial containments under equal names against the truth, and how many more have other column names."""
+    timed = compare(lambda: find_overlaps(tables), None, warm_up=False, progress=context.progress)
+    found = {(edge.child, edge.parent): edge.share for edge in timed.ours.result if not edge.renamed}
+    truth = true_overlaps(0.5)
+    right = sum(abs(found.get(pair, 0.0) - share) < 1e-3 for pair, share in truth.items())
+    return [
+        metric("tables that share half of their rows or more", "s", timed.ours.wall_median, better="lower"),
+        metric("the same: recall", "", right / len(truth), better="higher", least=1.0),
+        metric("the same: precision", "", right / len(found), better="higher", least=1.0),
+        metric("the same under other column names", "", len(timed.ours.result) - len(found), better="higher"),
+    ]
 
 
 def lake_table(path: Path) -> LakeTable:
@@ -159,33 +180,6 @@ def growth(context: BenchContext) -> list[Metric]:
         metric(f"generated lake of {sizes[-1]:,} tables", "s", seconds[-1], better="lower"),
         metric("time grows with tables to the power of", "", exponent, better="lower", most=1.3),
     ]
-
-
-def generated_lake(size: int, seed: int) -> list[LakeTable]:
-    """Tables of 40 families: a base, selections and projections of it, and near misses with one row of their own."""
-    families = 40
-    tables = []
-    for number in range(size):
-        family, member = number % families, number // families
-        draws = integers(seed, family, size=6 * 400, high=5_000).reshape(6, 400)
-        if member:
-            rows = permutation(seed, number, size=400)[: 50 + int(300 * rand(seed, number))]
-            draws = draws[:, np.sort(rows)]
-            if member % 3 == 0:
-                draws[0, 0] = 6_000  # a near miss
-        columns = list(range(6)) if member % 2 == 0 else [0, 2, 3, 5]
-        names = [f"f{family}_{place}" for place in columns]
-        hashes = (draws[columns].astype(np.uint64) + np.uint64(family << 20)) * np.uint64(0x9E3779B97F4A7C15)
-        values = draws[columns].astype(np.float64)
-        spans = np.zeros(draws[columns].shape, np.int64)
-        cells = Cells(tuple(names), np.zeros(1, np.uint8), spans, spans, np.empty(0, np.int64))
-        table = HashedTable(cells, np.ones(spans.shape, np.uint8), values, hashes)
-        tables.append(LakeTable(f"{number:05}", profile_table(f"{number:05}", table), _given(table)))
-    return tables
-
-
-def _given(table: HashedTable) -> Callable[[], HashedTable]:
-    return lambda: table
 
 
 def planning(context: BenchContext) -> list[Metric]:

@@ -27,10 +27,21 @@ def default_model() -> CpuEngine:
     Raises:
         ModelError: the configured model runs on another engine.
     """
+    decoder = local_model().decoder
+    assert isinstance(decoder, CpuEngine)
+    return decoder
+
+
+def local_model() -> LocalModel:
+    """The configured language model on the compiled engine, tokenizer and all.
+
+    Raises:
+        ModelError: the configured model runs on another engine.
+    """
     model = LocalModel.load(locate(settings.load().models.decoder))
     if not isinstance(model.decoder, CpuEngine):
         raise ModelError("this benchmark measures the compiled engine, which does not run the configured model")
-    return model.decoder
+    return model
 
 
 def fresh_engine(model: CpuEngine, policy: Scheduler, *, pages: int = 1200) -> Engine:

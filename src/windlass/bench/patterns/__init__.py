@@ -1,0 +1,1 @@
+"""Benchmarks of patterns: representatives, groups, missing cells, parts, programs."""
