@@ -14,6 +14,7 @@ from windlass.kernels.sketches import (
     BOTTOM,
     bottom_hashes,
     bottom_misses,
+    count_held,
     count_members,
     estimate_distinct,
     fill_registers,
@@ -122,3 +123,10 @@ def test_quantiles_of_many_merged_values_are_within_three_per_cent_of_rank() -> 
     shares = np.linspace(0, 1, 11)
     ranks = np.searchsorted(np.sort(everything), quantiles(sketch, shares)) / len(everything)
     assert np.abs(ranks - shares).max() < 0.03
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=40), st.lists(st.integers(0, 12), max_size=40))
+def test_cells_that_another_column_has(cells: list[int], others: list[int]) -> None:
+    left, right = (np.array(values, np.uint64) for values in (cells, others))
+    assert count_held(left, right) == sum(value in others for value in cells)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from windlass.core.paths import to_os, to_text
 from windlass.core.workspace import Workspace
-from windlass.lake.scan import Catalog, ScanDelta
+from windlass.lake.scan import Catalog
+from windlass.lake.scan_update import ScanDelta
 
 Oracle = dict[str, str]
 

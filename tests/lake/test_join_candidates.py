@@ -15,10 +15,11 @@ from windlass.bench.lake.join_databases import Database, generate
 from windlass.bench.lake.train_join_model import calibration_error, label
 from windlass.core.errors import ModelError
 from windlass.kernels.cells import NULL
-from windlass.lake import join_candidates
+from windlass.lake import join_model
 from windlass.lake.containment import LakeTable
 from windlass.lake.hashing import hash_table, record_cells
-from windlass.lake.join_candidates import FEATURES, JoinModel, find_candidates, find_joins
+from windlass.lake.join_candidates import find_candidates, find_joins
+from windlass.lake.join_model import FEATURES, JoinModel
 from windlass.lake.join_names import abbreviates, words_of
 from windlass.lake.profile import profile_table
 from windlass.lake.schema_graph import build_schema
@@ -174,7 +175,7 @@ def test_reasons_add_up_to_the_prediction() -> None:
 
 
 def test_a_damaged_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join_candidates, "FEATURES", (*FEATURES, "something else"))
+    monkeypatch.setattr(join_model, "FEATURES", (*FEATURES, "something else"))
     with pytest.raises(ModelError, match="damaged"):
         JoinModel.load.__wrapped__(JoinModel)
 

@@ -215,3 +215,30 @@ def test_a_profile_survives_being_packed() -> None:
     assert [column.top for column in again.columns] == [column.top for column in found.columns]
     with pytest.raises(WorkspaceError, match="damaged"):
         unpack_profile(pack_profile(found)[:-9])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.none() | st.integers(-(2**53), 2**53) | st.integers(-99, 99), max_size=30),
+    st.sampled_from([pa.int64(), pa.int32(), pa.uint8()]),
+)
+def test_integers_of_arrow_are_what_their_text_is(values: list[int | None], kind: pa.DataType) -> None:
+    bits = kind.bit_width - (0 if pa.types.is_unsigned_integer(kind) else 1)
+    low = 0 if pa.types.is_unsigned_integer(kind) else -(2**bits)
+    kept = [value if value is None or low <= value < 2**bits else None for value in values]
+    found = arrow_cells(pa.table({"n": pa.array(kept, kind)}), ["n"])
+    text = record_cells([["" if value is None else str(value)] for value in kept], ["n"])
+    ours, theirs = hash_table(found), hash_table(text)
+    assert np.array_equal(ours.kinds, theirs.kinds) and np.array_equal(ours.hashes, theirs.hashes)
+    assert np.array_equal(ours.values, theirs.values, equal_nan=True)
+    assert np.array_equal(found.ends - found.starts, text.ends - text.starts)
+    assert found.texts(0, range(len(kept))) == text.texts(0, range(len(kept)))
+    one, other = profile_table("n", ours), profile_table("n", theirs)
+    assert (one.columns[0].column, one.columns[0].top) == (other.columns[0].column, other.columns[0].top)
+
+
+def test_integers_past_what_a_double_holds_go_by_their_digits() -> None:
+    values = [2**53 + 1, 2**62, -(2**60) - 3, 5]
+    found = hash_table(arrow_cells(pa.table({"n": values}), ["n"]))
+    text = hash_table(record_cells([[str(value)] for value in values], ["n"]))
+    assert np.array_equal(found.hashes, text.hashes) and found.cells.integers == {}

@@ -1,24 +1,29 @@
-"""Public data that some benchmarks read, where somebody has it."""
+"""Public data that some benchmarks read, where somebody has it: the folder that `WINDLASS_SHARED_DATA` names."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from windlass.core.errors import NotFound
+from windlass.core.errors import DataMissing
+
+
+def find_shared(name: str) -> Path | None:
+    """A file or folder by its path in the shared data, with slashes; None where it is not."""
+    root = os.environ.get("WINDLASS_SHARED_DATA", "")
+    path = Path(root) / name
+    return path if root and path.exists() else None
 
 
 def shared_path(name: str) -> Path:
-    """A file or folder under the one that `WINDLASS_SHARED_DATA` names.
-
-    Args:
-        name: Relative, with slashes.
+    """As `find_shared`, for those who cannot do without.
 
     Raises:
-        NotFound: It is not there.
+        DataMissing: It is not there.
     """
-    root = os.environ.get("WINDLASS_SHARED_DATA", "")
-    path = Path(root) / name
-    if not root or not path.exists():
-        raise NotFound(f"this benchmark needs {name} of the shared data", hint="set WINDLASS_SHARED_DATA to its folder")
+    path = find_shared(name)
+    if path is None:
+        raise DataMissing(
+            f"this benchmark needs {name} of the shared data", hint="set WINDLASS_SHARED_DATA to its folder"
+        )
     return path

@@ -15,8 +15,10 @@ from numba import types
 
 from windlass.kernels.compiled import compiled
 
-_getdents = types.ExternalFunction("getdents64", types.intp(types.int32, types.uintp, types.uintp))
-_statx = types.ExternalFunction("statx", types.int32(types.int32, types.uintp, types.int32, types.uint32, types.uintp))
+_getdents: Any = types.ExternalFunction("getdents64", types.intp(types.int32, types.uintp, types.uintp))
+_statx: Any = types.ExternalFunction(
+    "statx", types.int32(types.int32, types.uintp, types.int32, types.uint32, types.uintp)
+)
 
 _FOLDER, _FILE, _LINK, _UNKNOWN = 4, 8, 10, 0
 _NO_FOLLOW, _BASIC_STATS = 0x100, 0x7FF

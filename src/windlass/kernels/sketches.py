@@ -91,6 +91,35 @@ def count_members(rows: Any, others: Any) -> Any:
 
 
 @compiled
+def count_held(cells: Any, others: Any) -> Any:
+    """How many of `cells` (uint64[n]) have a value that is among `others`."""
+    size = 16
+    while size < 2 * cells.size:
+        size *= 2
+    slots = np.full(size, np.int32(-1), np.int32)
+    mask = np.int64(size - 1)
+    count = np.zeros(cells.size, np.int64)
+    for cell in range(cells.size):
+        slot = np.int64(cells[cell] & np.uint64(mask))
+        while slots[slot] >= 0 and cells[slots[slot]] != cells[cell]:
+            slot = (slot + 1) & mask
+        if slots[slot] < 0:
+            slots[slot] = cell
+        count[slots[slot]] += 1
+    held = 0
+    for other in range(others.size):
+        slot = np.int64(others[other] & np.uint64(mask))
+        while slots[slot] >= 0 and cells[slots[slot]] != others[other]:
+            slot = (slot + 1) & mask
+        if slots[slot] >= 0:
+            held += count[slots[slot]]
+            count[slots[slot]] = 0
+            if held == cells.size:
+                break
+    return held
+
+
+@compiled
 def bottom_misses(bottoms: Any, offsets: Any, children: Any, parents: Any, compared: Any, missing: Any) -> None:
     """How many of each child column's smallest hashes can be compared with the parent column's, and are not there.
 

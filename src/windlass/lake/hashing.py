@@ -8,8 +8,8 @@ a column (see `lake.profile`), not for equality: whether `1,234` is a number is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 from windlass.kernels.cells import (
     INTEGER,
+    MOST_EXACT,
     NUMBER,
     UNFINISHED,
     classify_cells,
+    classify_integers,
+    count_digits,
     exact_text_hash,
     number_hash,
     split_cells,
@@ -44,6 +47,8 @@ class Cells:
         lines: int64[rows], where in the source each row begins; empty when the source has no lines.
         left_out: Rows without any content that were passed over.
         ragged: Rows with another number of cells than there are columns.
+        integers: int64[rows] of columns that came as integers, by place: their spans are as long as their digits, and
+            point nowhere; a span of no length is a null.
     """
 
     names: tuple[str, ...]
@@ -53,6 +58,7 @@ class Cells:
     lines: NDArray[np.int64]
     left_out: int = 0
     ragged: int = 0
+    integers: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -60,17 +66,21 @@ class Cells:
 
     def text(self, column: int, row: int) -> str:
         """One cell."""
-        return self.data[self.starts[column, row] : self.ends[column, row]].tobytes().decode("utf-8", "replace")
+        return self.texts(column, [row])[0]
 
     def texts(self, column: int, rows: Iterable[int]) -> list[str]:
         """Cells of one column."""
         whole, starts, ends = self.buffer, self.starts[column], self.ends[column]
+        if column in self.integers:
+            numbers = self.integers[column]
+            return [str(numbers[row]) if ends[row] else "" for row in rows]
         return [whole[starts[row] : ends[row]].decode("utf-8", "replace") for row in rows]
 
     def without_first(self) -> Cells:
         """The same without the first row."""
         starts, ends = (np.ascontiguousarray(spans[:, 1:]) for spans in (self.starts, self.ends))
-        return replace(self, starts=starts, ends=ends, lines=self.lines[1:])
+        integers = {column: numbers[1:] for column, numbers in self.integers.items()}
+        return replace(self, starts=starts, ends=ends, lines=self.lines[1:], integers=integers)
 
     @cached_property
     def buffer(self) -> bytes:
@@ -150,7 +160,9 @@ def hash_table(cells: Cells) -> HashedTable:
     kinds, values, hashes = np.empty(shape, np.uint8), np.empty(shape), np.empty(shape, np.uint64)
     for column in range(shape[0]):
         starts, ends = cells.starts[column], cells.ends[column]
-        if classify_cells(cells.data, starts, ends, kinds[column], values[column], hashes[column]):
+        if column in cells.integers:
+            classify_integers(cells.integers[column], ends, kinds[column], values[column], hashes[column])
+        elif classify_cells(cells.data, starts, ends, kinds[column], values[column], hashes[column]):
             _finish_numbers(cells, column, kinds[column], values[column], hashes[column])
     return HashedTable(cells, kinds, values, hashes)
 
@@ -191,9 +203,16 @@ def arrow_cells(table: pa.Table | pa.RecordBatch, names: Sequence[str]) -> Cells
 
     starts, ends = np.empty((2, len(names), table.num_rows), np.int64)
     parts: list[NDArray[np.uint8]] = []
+    integers: dict[int, NDArray[np.int64]] = {}
     size = 0
     for place, column in enumerate(table.columns):
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        numbers = _exact_integers(array)
+        if numbers is not None:
+            starts[place] = 0
+            count_digits(numbers, np.asarray(array.is_valid()), ends[place])
+            integers[place] = numbers
+            continue
         if array.null_count:
             array = array.cast(pa.large_string()).fill_null("")
         else:
@@ -205,7 +224,24 @@ def arrow_cells(table: pa.Table | pa.RecordBatch, names: Sequence[str]) -> Cells
             parts.append(np.frombuffer(text, np.uint8))
             size += len(parts[-1])
     data = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-    return Cells(tuple(names), data, starts, ends, np.empty(0, np.int64))
+    return Cells(tuple(names), data, starts, ends, np.empty(0, np.int64), integers=integers)
+
+
+def _exact_integers(array: pa.Array) -> NDArray[np.int64] | None:
+    """The values of a column of integers that a double holds exactly, 0 for nulls; None for all other columns."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_integer(array.type):
+        return None
+    if array.type.bit_width == 64:
+        least, greatest = pc.min_max(array).values()
+        bounds = [value.as_py() for value in (least, greatest) if value.is_valid]
+        if any(abs(bound) > MOST_EXACT for bound in bounds):
+            return None
+    filled = array.fill_null(0) if array.null_count else array
+    numbers: NDArray[np.int64] = filled.cast(pa.int64()).to_numpy()
+    return numbers
 
 
 def _packed(encoded: Sequence[bytes]) -> tuple[NDArray[np.uint8], Any, Any]:

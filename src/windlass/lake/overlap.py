@@ -6,8 +6,9 @@ out pairs that cannot reach the threshold. A column of which `m` distinct values
 least `m` distinct rows with it: where the smallest hashes of a column show too many missing, the pair is dropped (for
 certain when they hold all values, else with an error below 0.001, by Hoeffding's bound).
 
-Under other names: the column of a child that tells most is looked for in all columns of all tables by its 16 smallest
-hashes; where it is found, the other columns are paired by their values, at most 64 ways, and each way is counted.
+Under other names: the column of a child that tells most (of integers, only such that lie far apart) is looked for in
+all columns of all tables by its 16 smallest hashes; where it is found, the other columns are paired by their values, at
+most 64 ways, and each way is counted.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from numpy.typing import NDArray
 from windlass.core.errors import UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.kernels.cells import NULL
-from windlass.kernels.sketches import bottom_misses, count_members
+from windlass.kernels.sketches import bottom_misses, count_held, count_members
 from windlass.lake.containment import ColumnFacts, LakeTable, LoadedTables, candidate_lots, schema_groups
 from windlass.lake.hashing import HashedTable
+from windlass.lake.profile import ColumnProfile
 
 _ERROR = 1e-3
 _PROBES = 16
 _FOUND_PROBES = 13
 _LEAST_ANCHOR = 8
+_CLOSE = 0.2
 _SIMILAR = 0.95
 _WAYS = 64
 _LOT = 2_000
@@ -118,16 +121,17 @@ class _Search:
 
     def by_values(self) -> Iterator[Overlap]:
         """Pairs whose columns hold the same values under other names."""
-        for child, place, parent, key in self._plausible(sorted(self._anchored())):
+        for (child, place, parent, key), fits in self._plausible(sorted(self._anchored())):
             check_cancelled(self._progress)
+            ways = islice(self._pairings(child, place, parent, key, fits), _WAYS)
+            edges = (edge for keys in ways for edge in self._mapped(child, parent, keys))
             best: Overlap | None = None
-            for keys in islice(self._pairings(child, place, parent, key), _WAYS):
-                best = max(
-                    [*([best] if best else []), *self._mapped(child, parent, keys)], key=lambda e: e.share, default=None
-                )
-                if best and best.share == 1:
+            for edge in edges:
+                if best is None or edge.share > best.share:
+                    best = edge
+                if best.share == 1:
                     break
-            if best and best.renamed:
+            if best is not None and best.renamed:
                 yield best
 
     def _possible(self) -> NDArray[np.int64]:
@@ -195,40 +199,45 @@ class _Search:
         self._progress.finish("overlap")
         return found
 
-    def _plausible(self, anchored: Sequence[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int, int]]:
-        """Those in which, by the profiles, every column of the child may nearly be in some column of the parent."""
+    def _plausible(
+        self, anchored: Sequence[tuple[int, int, int, int]]
+    ) -> Iterator[tuple[tuple[int, int, int, int], NDArray[np.bool_]]]:
+        """Those in which every column of the child may nearly be in some column of the parent, by the profiles.
+
+        With each comes bool[columns of the child, columns of the parent], which may be in which.
+        """
         first = self._facts.first
+        orders = [[place for _, place in sorted(table.columns.items())] for table in self._tables]
         for start in range(0, len(anchored), _LOT):
             lot = anchored[start : start + _LOT]
-            widths = [
-                (first[child + 1] - first[child], first[parent + 1] - first[parent]) for child, _, parent, _ in lot
-            ]
-            children = [
-                np.repeat(np.arange(first[e[0]], first[e[0] + 1]), w[1]) for e, w in zip(lot, widths, strict=True)
-            ]
-            parents = [np.tile(np.arange(first[e[2]], first[e[2] + 1]), w[0]) for e, w in zip(lot, widths, strict=True)]
+            shapes = [(len(orders[child]), len(orders[parent])) for child, _, parent, _ in lot]
+            children = [np.repeat(first[e[0]] + np.arange(n), m) for e, (n, m) in zip(lot, shapes, strict=True)]
+            parents = [np.tile(first[e[2]] + np.arange(m), n) for e, (n, m) in zip(lot, shapes, strict=True)]
             missing = self._least_missing(np.concatenate(children), np.concatenate(parents))
             at = 0
-            for entry, (own, other) in zip(lot, widths, strict=True):
-                allowed = (1 - _SIMILAR) * self._tables[entry[0]].profile.rows
-                fits = missing[at : at + own * other].reshape(own, other) <= allowed
-                at += own * other
-                if fits.any(axis=1).all() and fits.any(axis=0).sum() >= own:
-                    yield entry
+            for entry, shape in zip(lot, shapes, strict=True):
+                child, _, parent, _ = entry
+                by_name = missing[at : at + shape[0] * shape[1]].reshape(shape)
+                at += by_name.size
+                fits = np.empty(shape, np.bool_)
+                fits[np.ix_(orders[child], orders[parent])] = (
+                    by_name <= (1 - _SIMILAR) * self._tables[child].profile.rows
+                )
+                if fits.any(axis=1).all() and fits.any(axis=0).sum() >= shape[0]:
+                    yield entry, fits
 
-    def _pairings(self, child: int, place: int, parent: int, key: int) -> Iterator[list[int]]:
+    def _pairings(self, child: int, place: int, parent: int, key: int, fits: NDArray[np.bool_]) -> Iterator[list[int]]:
         """Ways to give each column of the child one of the parent's, likelier ones first."""
         own, other = self._loaded[child], self._loaded[parent]
-        if len(own.names) > len(other.names):
-            return
-        choices = []
-        for column in range(len(own.names)):
-            fitting = [key] if column == place else [k for k in range(len(other.names)) if k != key]
-            fitting = [k for k in fitting if column == place or _holds(own, column, other, k)]
-            if not fitting:
+        choices: dict[int, list[int]] = {}
+        # What tells most comes first: mostly the rest is not even looked at.
+        for column in sorted(range(len(own.names)), key=lambda column: column != place):
+            able = [key] if column == place else [k for k in np.flatnonzero(fits[column]).tolist() if k != key]
+            choices[column] = [k for k in able if _holds(own, column, other, k)]
+            if not choices[column]:
                 return
-            choices.append(sorted(fitting, key=lambda k: (own.keys[column] != other.keys[k], k)))
-        yield from _injective(choices, [])
+            choices[column].sort(key=lambda k: (own.keys[column] != other.keys[k], k))
+        yield from _injective([choices[column] for column in range(len(own.names))], [])
 
     def _mapped(self, child: int, parent: int, keys: list[int]) -> Iterator[Overlap]:
         own, other = self._loaded[child], self._loaded[parent]
@@ -238,13 +247,20 @@ class _Search:
 
 
 def _anchor(table: LakeTable) -> int | None:
-    """The column by which a table is looked for: most distinct values, and none that merely count up."""
+    """The column by which a table is looked for: most distinct values, but no integers that lie close together.
+
+    Years, ages and counts are in many columns by accident; a table that has nothing else is not looked for.
+    """
     able = [
         (profile.column.distinct, -place)
         for place, profile in enumerate(table.profile.columns)
-        if profile.column.distinct >= _LEAST_ANCHOR and not profile.counts_up
+        if profile.column.distinct >= _LEAST_ANCHOR and not _is_close(profile)
     ]
     return -max(able)[1] if able else None
+
+
+def _is_close(profile: ColumnProfile) -> bool:
+    return profile.column.type == "integer" and profile.column.distinct > _CLOSE * (profile.high - profile.low + 1)
 
 
 def _holds(own: HashedTable, column: int, other: HashedTable, key: int) -> bool:
@@ -252,7 +268,8 @@ def _holds(own: HashedTable, column: int, other: HashedTable, key: int) -> bool:
     filled = own.kinds[column] != NULL
     if not filled.any():
         return own.keys[column] == other.keys[key]
-    return bool(np.isin(own.hashes[column][filled], other.hashes[key]).mean() >= _SIMILAR)
+    cells = own.hashes[column][filled]
+    return bool(count_held(cells, other.hashes[key]) >= _SIMILAR * len(cells))
 
 
 def _injective(choices: Sequence[Sequence[int]], taken: list[int]) -> Iterator[list[int]]:

@@ -14,13 +14,12 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from windlass.core import storage
 from windlass.core.errors import NotFound, ReadError, UsageError, WindlassError
@@ -29,7 +28,6 @@ from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.core.workspace import Workspace
 from windlass.lake.parquet_recipes import parquet_recipe, same_rows
 from windlass.lake.recipes import (
-    TABLE_KINDS,
     RecipeError,
     TextTable,
     copy_recipe,
@@ -38,21 +36,14 @@ from windlass.lake.recipes import (
     rebuild,
     rows_recipe,
 )
+from windlass.lake.reclaim_proposals import CatalogFile, catalog_files, proposals_of
 from windlass.lake.retention import PRICES, Prices, Rebuild, RetentionPlan, plan_retention
-from windlass.lake.scan import Catalog
 from windlass.lake.walk import hash_file
 
 _FORMAT = 1
 _FOLDER = "reclaimed"
 _RECIPE, _DATA = ".json", ".data"
-_TRIED_PARENTS = 3
 _LARGEST_RECIPE_SHARE = 0.5
-# What people call the copy and not the original, in names of files and folders.
-_SPARE = re.compile(
-    r"(?<![a-z])(?:copy|copies|kopie|copia|archived?|archives|old|backups?|bak|tmp|temp|attachments?|downloads?|trash)"
-    r"(?![a-z])|\(\d+\)|~",
-    re.IGNORECASE,
-)
 
 
 class StalePlan(WindlassError):
@@ -135,14 +126,14 @@ def plan_reclaim(
         Cancelled: Stopped through `progress`.
     """
     progress = progress or Silent()
-    files = _files(workspace)
+    files = catalog_files(workspace)
     for path in (*only, *pin):
         if path not in files:
             raise NotFound(f"no file {path} in {workspace.folder}", hint="paths are relative to the folder")
     stay = {*pin, *_needed(workspace, files)}
     if only:
         stay |= files.keys() - set(only)
-    proposals = [proposal for proposal in _proposals(workspace, files) if proposal.child not in stay]
+    proposals = [proposal for proposal in proposals_of(workspace, files) if proposal.child not in stay]
     removals: dict[tuple[str, str], Removal] = {}
     progress.start("recipes", len(proposals), "files")
     tables: dict[str, TextTable | None] = {}
@@ -278,24 +269,7 @@ def empty_trash(
     return deleted, kept
 
 
-@dataclass(frozen=True)
-class _File:
-    path: str
-    size: int
-    content_hash: str
-    kind: str
-    inode: int
-
-
-def _files(workspace: Workspace) -> dict[str, _File]:
-    with workspace.reading() as connection:
-        rows = connection.execute(
-            "SELECT path, size, content_hash, coalesce(kind, ''), inode FROM files WHERE content_hash IS NOT NULL"
-        )
-        return {row[0]: _File(*row) for row in rows}
-
-
-def _needed(workspace: Workspace, files: dict[str, _File]) -> set[str]:
+def _needed(workspace: Workspace, files: dict[str, CatalogFile]) -> set[str]:
     """Files that earlier removals are rebuilt from, wherever their content stands by now: they must not go."""
     by_hash: dict[str, list[str]] = defaultdict(list)
     for entry in files.values():
@@ -308,59 +282,10 @@ def _needed(workspace: Workspace, files: dict[str, _File]) -> set[str]:
     return found
 
 
-class _Proposal(NamedTuple):
-    """A file that another one may rebuild, why, and what its columns are called there (None: the same)."""
-
-    child: str
-    parent: str
-    why: str
-    names: dict[str, str] | None = None
-
-
-def _proposals(workspace: Workspace, files: dict[str, _File]) -> list[_Proposal]:
-    """Copies of the file in front, contained tables with their smallest parents, then those that share most rows."""
-    found: list[_Proposal] = []
-    for group in Catalog(workspace).duplicates():
-        kept = min(group, key=lambda path: (len(_SPARE.findall(path)), len(path), path))
-        # Two names of one file on the disk: taking one away would free nothing.
-        others = [copy for copy in group if copy in files and files[copy].inode != files[kept].inode]
-        found += [_Proposal(copy, kept, f"same content as {kept}") for copy in others]
-    with workspace.reading() as connection:
-        rows = connection.execute(_PAIRS).fetchall()
-        paths: dict[int, list[str]] = defaultdict(list)
-        for path, doc_id in connection.execute("SELECT path, document_id FROM files WHERE document_id IS NOT NULL"):
-            paths[doc_id].append(path)
-    tried: dict[int, int] = defaultdict(int)
-    for child_doc, parent_doc, child_rows, parent_rows, share, columns, keys in rows:
-        if tried[child_doc] == _TRIED_PARENTS or not paths[child_doc] or not paths[parent_doc]:
-            continue
-        child, parent = (min(paths[doc], key=lambda path: (len(path), path)) for doc in (child_doc, parent_doc))
-        kinds = files[child].kind, files[parent].kind
-        if (kinds[0] in ("csv", "tsv") and kinds[1] in TABLE_KINDS) or kinds == ("parquet", "parquet"):
-            tried[child_doc] += 1
-            names = dict(zip(json.loads(columns), json.loads(keys), strict=True)) if columns else None
-            some = f"all {child_rows:,}" if share == 1 else f"{share:.0%} of the {child_rows:,}"
-            called = ", under other column names" if columns != keys else ""
-            why = f"{some} rows are among the {parent_rows:,} of {parent}{called}"
-            found += [_Proposal(path, parent, why, names) for path in paths[child_doc]]
-    return found
-
-
-_PAIRS = """
-    SELECT one.document_id, other.document_id, one.rows, other.rows, share, pairs.columns, keys FROM (
-        SELECT child, parent, 1.0 AS share, '' AS columns, '' AS keys FROM contained WHERE NOT trivial
-        UNION ALL SELECT child, parent, share, columns, keys FROM overlaps
-    ) AS pairs JOIN tables AS one ON one.id = child JOIN tables AS other ON other.id = parent
-    WHERE (SELECT count(*) FROM tables WHERE document_id = one.document_id) = 1
-        AND (SELECT count(*) FROM tables WHERE document_id = other.document_id) = 1
-    ORDER BY share DESC, keys != '', other.rows, other.id
-"""
-
-
 def _recipe(
     workspace: Workspace,
-    child: _File,
-    parent: _File,
+    child: CatalogFile,
+    parent: CatalogFile,
     names: dict[str, str] | None,
     tables: dict[str, TextTable | None],
 ) -> dict[str, Any] | None:
@@ -368,7 +293,7 @@ def _recipe(
     if child.content_hash == parent.content_hash:
         return copy_recipe()
 
-    def table(entry: _File) -> TextTable | None:
+    def table(entry: CatalogFile) -> TextTable | None:
         if entry.path not in tables:
             while len(tables) >= 8:
                 tables.pop(next(iter(tables)))

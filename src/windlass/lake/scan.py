@@ -13,14 +13,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sqlite3
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from windlass.core.errors import Cancelled, NotFound, ReadError
@@ -28,50 +25,13 @@ from windlass.core.paths import to_os
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.core.workspace import Workspace, mark_changed
 from windlass.lake.look import looks
+from windlass.lake.scan_update import ScanDelta, Stored, Update
 from windlass.lake.walk import DEFAULT_IGNORE, FileEntry, Rules, Sifted, hash_file, ignore_rules, sift
 
 _RACY_NS = 2_000_000_000
 _COMMIT_EVERY = 1_000
 _COMMIT_SECONDS = 1.0
 _ASKED_FOLDERS = 50
-
-
-@dataclass
-class ScanDelta:
-    """What a scan found. Paths are relative; every list is sorted.
-
-    Attributes:
-        total: Number of regular files now in the folder.
-        unchanged: How many of them were recognised without reading.
-        hashed: How many were read in full.
-        unreadable: (path, reason word, sentence) of files that are there and cannot be read.
-        skipped: (path, why) of entries that are never read: links, pipes, sockets, devices, unreadable folders.
-        duplicates: Groups of paths with equal content, canonical path (shortest, then first) in front.
-    """
-
-    total: int = 0
-    unchanged: int = 0
-    hashed: int = 0
-    added: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    renamed: list[tuple[str, str]] = field(default_factory=list)
-    unreadable: list[tuple[str, str, str]] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    duplicates: list[list[str]] = field(default_factory=list)
-
-    def sort(self) -> None:
-        """Put every list in path order."""
-        for paths in (self.added, self.changed, self.removed):
-            paths.sort()
-        self.renamed.sort()
-        self.unreadable.sort()
-        self.skipped.sort()
-
-    @property
-    def quiet(self) -> bool:
-        """True when nothing changed."""
-        return not (self.added or self.changed or self.removed or self.renamed)
 
 
 class Catalog:
@@ -188,7 +148,7 @@ class Catalog:
         to_hash.sort()  # renames are matched in path order
         delta.total += len(found) + len(to_hash)
         missing = {path: row for path, row in known.items() if path not in found}
-        update = _Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns)
+        update = Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns)
         self._hash_and_store(to_hash, update, threads, progress)
         lost = [path for path in missing if path not in found]
         delta.removed.extend(lost)
@@ -223,7 +183,7 @@ class Catalog:
             for row in rows
         }
 
-    def _known(self, folders: Collection[str]) -> dict[str, _Stored]:
+    def _known(self, folders: Collection[str]) -> dict[str, Stored]:
         """What is stored of the files that stand directly in some folders."""
         columns = "path, size, mtime_ns, ctime_ns, inode, coalesce(content_hash, ''), scanned_ns, state = 'failed'"
         rows: list[tuple[Any, ...]] = []
@@ -236,9 +196,9 @@ class Catalog:
                     below = f"SELECT {columns} FROM files WHERE path >= ? AND path < ?"
                     found = connection.execute(below, (folder + "/", folder + "0"))  # 0 is what follows the slash
                     rows += [row for row in found if row[0].rpartition("/")[0] == folder]
-        return {row[0]: _Stored(FileEntry(*row[:6]), row[6], bool(row[7])) for row in rows}
+        return {row[0]: Stored(FileEntry(*row[:6]), row[6], bool(row[7])) for row in rows}
 
-    def _hash_and_store(self, entries: list[FileEntry], update: _Update, threads: int, progress: Progress) -> None:
+    def _hash_and_store(self, entries: list[FileEntry], update: Update, threads: int, progress: Progress) -> None:
         folder = os.fsencode(self._workspace.folder)
         stop = threading.Event()
 
@@ -286,66 +246,6 @@ def _batches(
         yield batch
 
 
-class _Update:
-    """Compares what was hashed with what was known, and writes what follows: rows, and the delta."""
-
-    def __init__(
-        self,
-        delta: ScanDelta,
-        found: dict[str, FileEntry],
-        missing: dict[str, _Stored],
-        here: set[str],
-        started_ns: int,
-    ) -> None:
-        self._delta = delta
-        self._found = found
-        self._missing = missing
-        self._started_ns = started_ns
-        self._news = False
-        self._gone_by_hash: dict[str, list[str]] = defaultdict(list)
-        for path in sorted(missing.keys() - here, reverse=True):
-            if missing[path].entry.content_hash:
-                self._gone_by_hash[missing[path].entry.content_hash].append(path)
-
-    def pop_news(self) -> bool:
-        """True when anything that was stored since the last call changes what can be found."""
-        news, self._news = self._news, False
-        return news
-
-    def store(self, connection: sqlite3.Connection, before: FileEntry, result: FileEntry | ReadError) -> None:
-        if isinstance(result, ReadError):
-            self._store_failure(connection, before, result)
-            return
-        delta, stored = self._delta, self._missing.get(result.path)
-        delta.hashed += 1
-        self._found[result.path] = result
-        if stored is not None and stored.entry.content_hash == result.content_hash:
-            _touch_row(connection, result, self._started_ns)
-            return
-        self._news = True
-        if stored is not None:
-            delta.changed.append(result.path)
-            _write_row(connection, result, self._started_ns, state="seen")
-        elif self._gone_by_hash.get(result.content_hash):
-            old = self._gone_by_hash[result.content_hash].pop()
-            delta.renamed.append((old, result.path))
-            _rename_row(connection, self._missing.pop(old), result, self._started_ns)
-        else:
-            delta.added.append(result.path)
-            _write_row(connection, result, self._started_ns, state="seen")
-
-    def _store_failure(self, connection: sqlite3.Connection, before: FileEntry, error: ReadError) -> None:
-        if error.reason == "gone":
-            self._delta.total -= 1
-            return
-        stored = self._missing.get(before.path)
-        self._news |= stored is None or bool(stored.entry.content_hash)
-        self._delta.unreadable.append((before.path, error.reason, error.what))
-        self._found[before.path] = before
-        # scanned_ns 0 makes the stat match untrusted: the file is tried again at every scan.
-        _write_row(connection, before, 0, state="failed", reason=error.reason, message=str(error))
-
-
 class _Folder(NamedTuple):
     """A folder as the last scan left it: a row of `folders`."""
 
@@ -379,55 +279,10 @@ def _names(text: str) -> list[Any]:
     return [] if text == "[]" else list(json.loads(text))
 
 
-class _Stored(NamedTuple):
-    entry: FileEntry
-    scanned_ns: int
-    failed: bool
-
-
-def _same(entry: FileEntry, stored: _Stored) -> bool:
+def _same(entry: FileEntry, stored: Stored) -> bool:
     # Both times: the first can be set by anybody, the second is not everywhere the time of the last change.
     newest = max(stored.entry.mtime_ns, stored.entry.ctime_ns)
     return entry[1:5] == stored.entry[1:5] and newest < stored.scanned_ns - _RACY_NS
-
-
-def _write_row(
-    connection: sqlite3.Connection,
-    entry: FileEntry,
-    scanned_ns: int,
-    *,
-    state: str,
-    reason: str | None = None,
-    message: str | None = None,
-) -> None:
-    connection.execute(
-        "INSERT INTO files (path, size, mtime_ns, ctime_ns, inode, content_hash, scanned_ns, state, reason, message)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET size = excluded.size,"
-        " mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, inode = excluded.inode,"
-        " content_hash = excluded.content_hash, scanned_ns = excluded.scanned_ns, kind = NULL,"
-        " state = excluded.state, reason = excluded.reason, message = excluded.message, document_id = NULL",
-        (*entry[:5], entry.content_hash or None, scanned_ns, state, reason, message),
-    )
-
-
-def _touch_row(connection: sqlite3.Connection, entry: FileEntry, scanned_ns: int) -> None:
-    connection.execute(
-        "UPDATE files SET size = ?, mtime_ns = ?, ctime_ns = ?, inode = ?, scanned_ns = ? WHERE path = ?",
-        (*entry[1:5], scanned_ns, entry.path),
-    )
-
-
-def _rename_row(connection: sqlite3.Connection, stored: _Stored, entry: FileEntry, scanned_ns: int) -> None:
-    old = stored.entry.path
-    # The ending decides how a file is read; and what failed under the old name says so in its message.
-    if stored.failed or Path(old).suffix != Path(entry.path).suffix:
-        connection.execute("DELETE FROM files WHERE path = ?", (old,))
-        _write_row(connection, entry, scanned_ns, state="seen")
-        return
-    connection.execute(
-        "UPDATE files SET path = ?, size = ?, mtime_ns = ?, ctime_ns = ?, inode = ?, scanned_ns = ? WHERE path = ?",
-        (entry.path, *entry[1:5], scanned_ns, old),
-    )
 
 
 def _duplicates(entries: Iterable[FileEntry]) -> list[list[str]]:

@@ -25,7 +25,8 @@ from windlass.core.errors import ModelError, NotFound, UsageError
 from windlass.core.progress import Progress, Silent
 from windlass.core.settings import ServerSettings, Settings
 from windlass.core.workspace import Workspace
-from windlass.lake.scan import Catalog, ScanDelta
+from windlass.lake.scan import Catalog
+from windlass.lake.scan_update import ScanDelta
 from windlass.lake.stored import document_text
 from windlass.lake.table_joins import survey_all
 from windlass.retrieval import embedding, indexing

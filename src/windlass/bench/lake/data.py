@@ -10,11 +10,10 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import zipfile
 from pathlib import Path
 
-from windlass.core.errors import DataMissing
+from windlass.bench.shared_data import shared_path
 
 
 def shared_folder(name: str) -> Path:
@@ -23,13 +22,7 @@ def shared_folder(name: str) -> Path:
     Raises:
         DataMissing: It is not there.
     """
-    root = os.environ.get("WINDLASS_SHARED_DATA", "")
-    folder = Path(root) / "lake" / name
-    if not root or not folder.is_dir():
-        raise DataMissing(
-            f"this benchmark needs lake/{name} of the shared data", hint="set WINDLASS_SHARED_DATA to its folder"
-        )
-    return folder
+    return shared_path(f"lake/{name}")
 
 
 def unpack_tables(target: Path) -> list[Path]:

@@ -2,14 +2,17 @@
 
 `git status` is run on the same files, committed, with the index it keeps; hashing is the same BLAKE2b, one file after
 the other. The scan is called in this process, as `up` calls it; `git` is a process of its own, and its start counts,
-as it does for whoever types it. Both look through sorted folders and compare size, times and inode.
+as it does for whoever types it. Both compare size, times and inode.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,11 +55,62 @@ def run(context: BenchContext) -> BenchReport:
         metrics += rehash.metrics("unchanged scan", peer_name="hashing again", least_ratio=20)
         beside = compare(again, git, repeats=5, progress=context.progress)
         metrics += beside.metrics("unchanged scan, beside git", peer_name="git status", least_ratio=1 / 1.5)
+        metrics.append(floor(folder, beside.ours.wall_median, context))
+        metrics.append(ten_changed(workspace, folder, beside.ours.wall_median))
         metrics.append(metric("files hashed again", "", float(beside.ours.result), better="lower", most=0))
     return context.report(
         mode="measured",
         workload=f"{files:,} files of {size / 1e6:.0f} MB in folders of {_A_FOLDER}, one in twenty a copy",
         metrics=metrics,
+    )
+
+
+def floor(folder: Path, ours: float, context: BenchContext) -> Metric:
+    """The scan beside a bare walk in Python: `scandir` and one `stat` a file, nothing compared, nothing kept."""
+
+    def walk() -> int:
+        files, pending = 0, [str(folder)]
+        while pending:
+            with os.scandir(pending.pop()) as listing:
+                for entry in listing:
+                    if entry.is_dir(follow_symlinks=False):
+                        if not entry.name.startswith("."):
+                            pending.append(entry.path)
+                    else:
+                        entry.stat(follow_symlinks=False)
+                        files += 1
+        return files
+
+    bare = compare(walk, None, repeats=5, progress=context.progress).ours.wall_median
+    return metric("unchanged scan, beside a bare walk", "s", ours, better="lower", peer=bare, peer_name="scandir, stat")
+
+
+def ten_changed(workspace: Workspace, folder: Path, unchanged: float) -> Metric:
+    """What ten changed files add to an unchanged scan, beside hashing those ten."""
+    paths = sorted(folder.rglob("*.bin"))
+    chosen = paths[:: len(paths) // 10][:10]
+    more, hashing = [], []
+    for number in range(3):
+        for path in chosen:
+            path.write_bytes(path.read_bytes() + bytes([number]))
+        started = time.perf_counter()
+        for path in chosen:
+            hashlib.blake2b(path.read_bytes(), digest_size=32).digest()
+        hashing.append(time.perf_counter() - started)
+        _wait_until_settled()
+        started = time.perf_counter()
+        assert len(Catalog(workspace).scan().changed) == len(chosen)
+        more.append(time.perf_counter() - started - unchanged)
+    ours, peer = max(statistics.median(more), 0.0), statistics.median(hashing)
+    return metric(
+        "ten files changed, beyond an unchanged scan",
+        "s",
+        ours,
+        better="lower",
+        peer=peer,
+        peer_name="hashing the ten",
+        least_ratio=0.5,
+        note="stored in three transactions, each safe on disk",
     )
 
 
@@ -95,6 +149,4 @@ def git_status(folder: Path) -> Callable[[], int]:
 
 def _wait_until_settled() -> None:
     """A file that was just written counts as racy, and is hashed again by git as by us."""
-    import time
-
     time.sleep(_RACY_SECONDS)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import windlass.lake
 from windlass.bench.lake.join_databases import Database, generate, in_order
 from windlass.bench.lake.join_schemas import spider_databases
-from windlass.lake.join_candidates import FEATURES, JoinModel, find_candidates, weights_toml
+from windlass.lake.join_candidates import find_candidates
+from windlass.lake.join_model import FEATURES, JoinModel, weights_toml
 
 _DATABASES = 120
 _FIRST_SEED = 10_000

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import lzma
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import windlass
 from windlass.bench.harness import BenchContext
 from windlass.bench.report import Metric, metric
+from windlass.bench.shared_data import find_shared
 from windlass.core.errors import NotFound
 from windlass.core.progress import check_cancelled
 from windlass.core.settings import Settings
@@ -89,9 +89,8 @@ def format_quality(
 
 def evaluation_text() -> tuple[str, str]:
     """The text and its name."""
-    shared = os.environ.get("WINDLASS_SHARED_DATA")
-    path = Path(shared or "", "models", "wikitext2_eval.txt.xz")
-    if shared and path.is_file():
+    path = find_shared("models/wikitext2_eval.txt.xz")
+    if path is not None:
         return lzma.decompress(path.read_bytes()).decode(), "WikiText-2"
     examples = Path(windlass.__file__).resolve().parents[2] / "examples" / "harbour"
     texts = [found.read_text("utf-8") for found in sorted(examples.rglob("*.md"))]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.core.errors import NotFound
+from windlass.bench.shared_data import shared_path
 
 OPTIMA = {"pmed1": 5819, "pmed10": 1255, "pmed20": 1789, "pmed40": 5128}
 
@@ -23,15 +22,9 @@ def shared_file(name: str) -> Path:
     """A file of the shared data, by its path under `patterns`.
 
     Raises:
-        NotFound: It is not there.
+        DataMissing: It is not there.
     """
-    root = os.environ.get("WINDLASS_SHARED_DATA", "")
-    path = Path(root) / "patterns" / name
-    if not root or not path.is_file():
-        raise NotFound(
-            f"this benchmark needs patterns/{name} of the shared data", hint="set WINDLASS_SHARED_DATA to its folder"
-        )
-    return path
+    return shared_path(f"patterns/{name}")
 
 
 def numeric_columns(name: str, columns: slice) -> NDArray[np.float64]:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from windlass.core.errors import NotFound
+from windlass.bench.shared_data import shared_path
 from windlass.models.tokenizer import Tokenizer
 from windlass.serving.prompt import segmented
 from windlass.serving.request import Segment
@@ -43,12 +41,9 @@ def articles() -> list[list[tuple[str, list[tuple[str, str]]]]]:
     """For each article its passages, each with its questions and answers.
 
     Raises:
-        NotFound: The data is not here.
+        DataMissing: The data is not here.
     """
-    root = os.environ.get("WINDLASS_SHARED_DATA", "")
-    path = Path(root) / "serving" / "xquad_en_part1.jsonl.gz"
-    if not root or not path.is_file():
-        raise NotFound("no xquad_en_part1.jsonl.gz", hint="set WINDLASS_SHARED_DATA to the folder of shared data")
+    path = shared_path("serving/xquad_en_part1.jsonl.gz")
     found: dict[str, dict[int, tuple[str, list[tuple[str, str]]]]] = {}
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):

@@ -8,15 +8,14 @@ are those of `serving.cost`. `PrefillFirst` gets the best of several batch sizes
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from windlass.bench.harness import BenchContext
 from windlass.bench.report import Metric, metric
+from windlass.bench.shared_data import find_shared
 from windlass.core.progress import check_cancelled
 from windlass.fleet.trace import read
 from windlass.serving.cost import DecoderShape, IterationCost
@@ -134,9 +133,8 @@ def within(run: ServingRun, slo: float) -> bool:
 
 def trace_lengths() -> tuple[tuple[np.ndarray, np.ndarray], str]:
     """(input tokens, output tokens) of the Azure conversation trace, or draws from its quantiles."""
-    named = os.environ.get("WINDLASS_SHARED_DATA")
-    path = Path(named) / "serving" / "azure_conv_2023_part1.csv.gz" if named else None
-    if path is not None and path.is_file():
+    path = find_shared("serving/azure_conv_2023_part1.csv.gz")
+    if path is not None:
         trace = read(path)
         return (trace.input_tokens, trace.output_tokens), "lengths of the Azure conversation trace"
     at = np.random.default_rng(0).random((2, 10_000))

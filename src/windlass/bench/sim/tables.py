@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from windlass.bench.shared_data import find_shared
 from windlass.core.program import OpCost
 
 Row = tuple[OpCost, float]
@@ -20,9 +20,7 @@ _HALF = 2  # bytes of fp16
 
 def folder() -> Path | None:
     """Where the tables lie, or None when this machine does not have them."""
-    named = os.environ.get("WINDLASS_SHARED_DATA")
-    found = Path(named) / "serving_distributed" / "vidur" if named else None
-    return found if found is not None and found.is_dir() else None
+    return find_shared("serving_distributed/vidur")
 
 
 def products(path: Path) -> list[Row]:

@@ -7,13 +7,10 @@ is given.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.core.errors import NotFound
+from windlass.bench.shared_data import shared_path
 from windlass.kernels.blas import one_thread_a_product
 from windlass.kernels.kmeans import unit_rows
 
@@ -27,13 +24,9 @@ def real_embeddings() -> Vectors:
     """float32 `[30000, 384]`, unit rows: all-MiniLM-L6-v2 embeddings of trivia questions.
 
     Raises:
-        NotFound: The shared data is not here.
+        DataMissing: The shared data is not here.
     """
-    root = os.environ.get("WINDLASS_SHARED_DATA", "")
-    path = Path(root) / "vectors" / "trivia_minilm_i8.npz"
-    if not root or not path.is_file():
-        raise NotFound("no trivia_minilm_i8.npz", hint="set WINDLASS_SHARED_DATA to the folder of shared data")
-    with np.load(path) as file:
+    with np.load(shared_path("vectors/trivia_minilm_i8.npz")) as file:
         return unit_rows(file["codes"].astype(np.float32) / float(file["scale"]))
 
 
