@@ -187,6 +187,20 @@ def test_shared_and_twice_used_dimensions_come_back() -> None:
     assert len(graph.backbone) == 2 and graph.gap == 0
 
 
+def test_a_reference_goes_to_the_table_that_owns_the_key() -> None:
+    joins = [
+        Join("orders", ("customer_id",), "details", ("id",), 0.98),
+        Join("orders", ("customer_id",), "customers", ("id",), 0.97),
+        Join("details", ("id",), "customers", ("id",), 0.99, True),
+        Join("customers", ("id",), "details", ("id",), 0.6, True),
+    ]
+    graph = build_schema(["orders", "details", "customers"], joins)
+    assert {join[:4] for join in graph.joins} == {joins[1][:4], joins[2][:4]}
+    assert {join[:4] for join in graph.backbone} == {joins[0][:4], joins[2][:4]}
+    unlikely = [joins[0], joins[1]._replace(probability=0.3), *joins[2:]]
+    assert {join[:4] for join in build_schema(graph.tables, unlikely).joins} == {joins[0][:4], joins[2][:4]}
+
+
 def test_pictures_and_views_can_be_read() -> None:
     graph = build_schema(["orders", "customers", "dates", "invoices", "products"], ORDERS)
     assert 't3 }o--|| t0 : "customer_id = id (97%)"' in graph.to_mermaid()

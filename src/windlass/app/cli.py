@@ -14,6 +14,7 @@ import typer
 
 from windlass.app.commands import (
     ask,
+    batch,
     bench,
     doctor,
     evaluate,
@@ -57,6 +58,7 @@ _COMMANDS = (
     index,
     graph,
     generate,
+    batch,
     models,
     simulate,
     systems,

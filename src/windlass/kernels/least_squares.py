@@ -28,7 +28,7 @@ def _add_scaled(flat: Any, at: Any, factor: Any, out: Any) -> Any:
     """Add `factor` times what begins at `flat[at]` to `out`."""
 
 
-@overload(_dot, inline="never")  # type: ignore[untyped-decorator]
+@overload(_dot, inline="never")
 def _choose_dot(flat: Any, at: Any, x: Any) -> Any:
     def wide(flat: Any, at: Any, x: Any) -> Any:
         return dot_row(flat, at, x, len(x))
@@ -54,7 +54,7 @@ def _choose_dot(flat: Any, at: Any, x: Any) -> Any:
     return wide if flat.dtype == types.float32 else plain
 
 
-@overload(_add_scaled, inline="never")  # type: ignore[untyped-decorator]
+@overload(_add_scaled, inline="never")
 def _choose_add_scaled(flat: Any, at: Any, factor: Any, out: Any) -> Any:
     def plain(flat: Any, at: Any, factor: Any, out: Any) -> Any:
         for i in range(len(out)):
@@ -76,7 +76,7 @@ def _add_outer(flat: Any, a: Any, b: Any, c: Any, d: Any, i: Any, line: Any) -> 
     """Add to `line[: i + 1]` (and perhaps some of the rest) what four rows of `flat` give, each times its number i."""
 
 
-@overload(_add_outer, inline="never")  # type: ignore[untyped-decorator]
+@overload(_add_outer, inline="never")
 def _choose_add_outer(flat: Any, a: Any, b: Any, c: Any, d: Any, i: Any, line: Any) -> Any:
     def plain(flat: Any, a: Any, b: Any, c: Any, d: Any, i: Any, line: Any) -> Any:
         p, q, r, s = flat[a + i], flat[b + i], flat[c + i], flat[d + i]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ _LEAST_ANCHOR = 8
 _CLOSE = 0.2
 _SIMILAR = 0.95
 _WAYS = 64
+_STEPS = 4_000
 _LOT = 2_000
 
 
@@ -237,7 +238,7 @@ class _Search:
             if not choices[column]:
                 return
             choices[column].sort(key=lambda k: (own.keys[column] != other.keys[k], k))
-        yield from _injective([choices[column] for column in range(len(own.names))], [])
+        yield from _injective(choices)
 
     def _mapped(self, child: int, parent: int, keys: list[int]) -> Iterator[Overlap]:
         own, other = self._loaded[child], self._loaded[parent]
@@ -272,10 +273,23 @@ def _holds(own: HashedTable, column: int, other: HashedTable, key: int) -> bool:
     return bool(count_held(cells, other.hashes[key]) >= _SIMILAR * len(cells))
 
 
-def _injective(choices: Sequence[Sequence[int]], taken: list[int]) -> Iterator[list[int]]:
-    if len(taken) == len(choices):
-        yield taken
-        return
-    for choice in choices[len(taken)]:
-        if choice not in taken:
-            yield from _injective(choices, [*taken, choice])
+def _injective(choices: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
+    """Ways to choose something different for everyone, earlier choices first; gives up after some thousand steps."""
+    order = sorted(choices, key=lambda who: (len(choices[who]), who))
+    taken: dict[int, int] = {}
+    left = [_STEPS]
+
+    def extend(depth: int) -> Iterator[list[int]]:
+        if depth == len(order):
+            yield [taken[who] for who in sorted(choices)]
+            return
+        for choice in choices[order[depth]]:
+            left[0] -= 1
+            if left[0] < 0:
+                return
+            if choice not in taken.values():
+                taken[order[depth]] = choice
+                yield from extend(depth + 1)
+                del taken[order[depth]]
+
+    yield from extend(0)

@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 from windlass.core.errors import Cancelled, NotFound, ReadError
@@ -32,6 +33,7 @@ _RACY_NS = 2_000_000_000
 _COMMIT_EVERY = 1_000
 _COMMIT_SECONDS = 1.0
 _ASKED_FOLDERS = 50
+_LOT_FILES, _LOT_BYTES = 16, 2 << 20
 
 
 class Catalog:
@@ -213,10 +215,14 @@ class Catalog:
             except ReadError as error:
                 return error
 
+        def hash_lot(lot: list[FileEntry]) -> list[FileEntry | ReadError]:
+            return [hash_entry(entry) for entry in lot]
+
         progress.start("hash", len(entries), "files")
         pool = ThreadPoolExecutor(threads)
         try:
-            results = zip(entries, pool.map(hash_entry, entries), strict=True)
+            # Handing over a small file takes as long as hashing it.
+            results = zip(entries, chain.from_iterable(pool.map(hash_lot, _lots(entries))), strict=True)
             for batch in _batches(results, progress):
                 with self._workspace.transaction() as connection:
                     for before, result in batch:
@@ -227,6 +233,20 @@ class Catalog:
             stop.set()  # a file of many gigabytes must not hold up Ctrl-C
             pool.shutdown(cancel_futures=True)
         progress.finish("hash")
+
+
+def _lots(entries: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
+    """The files in runs of a few, fewer where they are large."""
+    lot: list[FileEntry] = []
+    size = 0
+    for entry in entries:
+        lot.append(entry)
+        size += entry.size
+        if len(lot) == _LOT_FILES or size > _LOT_BYTES:
+            yield lot
+            lot, size = [], 0
+    if lot:
+        yield lot
 
 
 def _batches(

@@ -7,7 +7,8 @@ arborescence from an artificial root. That a foreign key column refers to one ta
 solved exactly by branch and bound over conflicting columns, within a time limit that reports its gap.
 
 The forest reaches every table once. Dimensions that several facts share come back in a second step, which adds likely
-edges as long as no column refers twice and no cycle closes; there, a table may also refer to itself.
+edges as long as no column refers twice and no cycle closes; there, a table may also refer to itself. Last, references
+to a table that only extends another one, key for key, go to that other one.
 """
 
 from __future__ import annotations
@@ -260,6 +261,7 @@ def build_schema(
     forest = k_mca_cc(len(names), edges, time_limit_s=time_limit_s)
     chosen = set(forest.edges)
     _add_likely(chosen, ordered, edges.groups.tolist(), threshold)
+    _refer_to_owners(chosen, ordered, threshold)
     believed = tuple(join for number, join in enumerate(ordered) if number in chosen)
     rejected = tuple(join for number, join in enumerate(ordered) if number not in chosen)
     return SchemaGraph(tuple(names), believed, tuple(ordered[edge] for edge in forest.edges), rejected, forest.gap)
@@ -305,6 +307,25 @@ def _add_likely(chosen: set[int], joins: Sequence[Join], groups: Sequence[int], 
             follows[join.child].add(join.parent)
         if join.mutual:
             linked.add(both)
+
+
+def _refer_to_owners(chosen: set[int], joins: Sequence[Join], threshold: float) -> None:
+    """Let a reference to a key that is itself one to one with another table's go to that table.
+
+    The forest reaches every table once, so of two tables with one key it may choose the one that only extends the
+    other: order -> customer details -> customer. Where order -> customer is likely as well, that is what is meant.
+    """
+    owners = {joins[edge].child: joins[edge] for edge in sorted(chosen, reverse=True) if joins[edge].mutual}
+    places = {join[:4]: edge for edge, join in enumerate(joins)}
+    for edge in sorted(chosen):
+        join = joins[edge]
+        owner = owners.get(join.parent)
+        if join.mutual or owner is None or owner.columns != join.keys:
+            continue
+        meant = places.get((join.child, join.columns, owner.parent, owner.keys))
+        if meant is not None and meant not in chosen and joins[meant].probability >= threshold:
+            chosen.remove(edge)
+            chosen.add(meant)
 
 
 def _reaches(start: str, end: str, follows: dict[str, set[str]]) -> bool:

@@ -151,7 +151,7 @@ class CpuEngine:
             pool: Pages of this model's shape, made by `new_pool`. Nothing else may write to the pages of
                 the batch meanwhile.
             adapters: Low-rank updates of tokens that have any; their pages are among the pool's.
-            mass: Where to note what the tokens attend to; costs about as much as attention itself.
+            mass: Where to note what the tokens attend to; costs about a third of attention itself.
             sparse: Which tokens read a part of their context only.
 
         Returns:

@@ -156,8 +156,8 @@ class AttentionMass:
         bounds: int64, for one sequence after the other: the slots before which its stretches end, ascending. The
             first begins at slot 0; the last ends at or behind the last slot that a token sees.
         offsets: int64 `[S + 1]` the bounds of sequence s are `offsets[s]` to `offsets[s + 1]`; none: nothing is noted.
-        shares: float32 `[N, most stretches]`, zeros; a step adds the mean over heads and layers, so that the line of
-            a token sums to 1.
+        shares: float32 `[N, most stretches]`, zeros; a step adds the mean over heads and some layers, so that the
+            line of a token sums to 1.
     """
 
     bounds: Integers

@@ -235,7 +235,8 @@ class MatrixCompletion(Estimator):
             folded = self._fold(dense[rows])
             filled = folded @ factors.right.T.astype(np.float64) + factors.mean
             dense[rows] = np.where(missing[rows], filled, dense[rows])
-        return dense
+        filled_in: NDArray[Any] = dense
+        return filled_in
 
     def _fold(self, rows: NDArray[Any]) -> Floats:
         """float64 `[m, width]`: left factors of rows that may be new, the right ones fixed."""

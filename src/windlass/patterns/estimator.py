@@ -146,7 +146,6 @@ class Estimator:
         return self.__dict__[name]
 
 
-@functools.cache
 def _parameters(kind: type) -> dict[str, Any]:
     """Names and defaults of the constructor's parameters."""
     signature = inspect.signature(kind.__init__)  # type: ignore[misc]

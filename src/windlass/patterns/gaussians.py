@@ -71,12 +71,14 @@ def log_determinants(sums: Floats, d: int, family: Family) -> Floats:
     """float64 `[k]`: of the regularised covariances."""
     made = covariances(sums, d, family)[2]
     if family == "full":
-        return np.linalg.slogdet(made)[1]
-    return np.log(np.diagonal(made, axis1=1, axis2=2)).sum(axis=1)
+        full: Floats = np.linalg.slogdet(made)[1]
+        return full
+    logs: Floats = np.log(np.diagonal(made, axis1=1, axis2=2)).sum(axis=1)
+    return logs
 
 
 def merge_gain(a: Floats, b: Floats, d: int, family: Family) -> Floats:
-    """float64 `[p]`: what is won by describing two groups as one, as twice a log likelihood with each member in its group.
+    """float64 `[p]`: what one Gaussian in place of two wins, as twice a log likelihood with each member in its group.
 
     Above zero, one Gaussian and the parameters it saves are worth more than the two. Halves of one Gaussian gain: cut
     in two, they fit better by 1.01 a member, but naming the half of each member costs 1.39.

@@ -114,7 +114,8 @@ class MedoidClusters(Estimator):
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """int64 `[m]`: the nearest medoid of each row."""
-        return self.transform(X).argmin(axis=1)
+        labels: NDArray[np.int64] = self.transform(X).argmin(axis=1)
+        return labels
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the sum of the dissimilarities to the nearest medoid: higher is better."""
@@ -142,7 +143,8 @@ class MedoidClusters(Estimator):
         """Keep the medoids themselves, not the data that they were chosen from."""
         self.medoid_indices_, self.labels_ = found.medoids.copy(), found.labels.astype(np.int64)
         self.inertia_ = found.total
-        self.cluster_centers_, self._medoids = None, None
+        self.cluster_centers_ = None
+        self._medoids: Features | Function | None = None
         points = self.__dict__.pop("_points")
         if callable(self.metric):
             self.cluster_centers_ = [points[j] for j in found.medoids]

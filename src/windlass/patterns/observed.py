@@ -103,7 +103,8 @@ def read_observed(X: Any, who: str) -> Observed:
     """
     if hasattr(X, "tocoo"):
         triples = X.tocoo()
-        parts, shape = (triples.row, triples.col, triples.data), tuple(X.shape)
+        parts: Any = (triples.row, triples.col, triples.data)
+        shape = tuple(X.shape)
     elif isinstance(X, tuple) and len(X) == 3:
         parts = tuple(np.asarray(part) for part in X)
         if len({len(part) for part in parts}) != 1 or any(part.ndim != 1 for part in parts):

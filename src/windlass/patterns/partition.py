@@ -229,7 +229,8 @@ class ProbabilisticPartition(Estimator):
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """int64 `[m]`: the most probable group of each row."""
-        return self._posterior(X)[0].argmax(axis=1).astype(np.int64)
+        labels: NDArray[np.int64] = self._posterior(X)[0].argmax(axis=1).astype(np.int64)
+        return labels
 
     def predict_proba(self, X: Any) -> Floats:
         """float64 `[m, k]`: posteriors; rows sum to 1."""

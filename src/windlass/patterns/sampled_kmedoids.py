@@ -113,7 +113,7 @@ class SampledKMedoids(MedoidClusters):
         start = permutation(seed, "medoids", size=n)[:k]
         part = Batch(source, batch)
         # What a member of the batch stands for: the objects that are nearer to it than to the others.
-        counts = np.bincount(part.rows.argmin(axis=1), weights=weight, minlength=size)
+        counts = np.bincount(part.rows.argmin(axis=1), weights=weight, minlength=size).astype(np.float64)
         search = Swaps(part, start, counts)
         search.eager(permutation(seed, "walk", size=n), 20, progress)
         self._note(0, search.total)

@@ -52,7 +52,7 @@ class CellSpace:
     @property
     def size(self) -> int:
         """How many cells there are."""
-        return len(OPERATIONS) ** len(self.edges)
+        return int(len(OPERATIONS) ** len(self.edges))
 
     def cell(self, number: int) -> Cell:
         """The cell of a number below `size`, the first edge its highest digit."""

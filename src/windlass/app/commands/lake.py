@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from windlass.app.commands.fill import fill
 from windlass.app.options import AsJson, Folder
 from windlass.core.errors import UsageError
 from windlass.core.paths import printable
@@ -31,7 +32,7 @@ Example: windlass lake reclaim reports --dry-run"""
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help=_HELP, no_args_is_help=True)
-    for command in (scan, profile, joins, reclaim, restore):
+    for command in (scan, profile, joins, fill, reclaim, restore):
         group.command(command.__name__)(command)
     app.add_typer(group, name="lake")
 

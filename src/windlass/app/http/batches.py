@@ -338,7 +338,7 @@ def read_lines(content: bytes, endpoint: str) -> tuple[list[_Line], list[dict[st
         if not raw.strip() or len(problems) >= 100:
             continue
         try:
-            line = _line(raw, endpoint)
+            line = _Line(*parse_line(raw, endpoint))
             if line.custom_id in seen:
                 raise ValueError(f"custom_id {line.custom_id[:80]!r} stands on another line, too")
         except (ValueError, RecursionError) as error:
@@ -353,7 +353,12 @@ def read_lines(content: bytes, endpoint: str) -> tuple[list[_Line], list[dict[st
     return found, problems
 
 
-def _line(raw: bytes, endpoint: str) -> _Line:
+def parse_line(raw: bytes, endpoint: str) -> tuple[str, dict[str, Any]]:
+    """The id and the body of one request of an input file.
+
+    Raises:
+        ValueError: It is none; the message says why.
+    """
     try:
         entry = json.loads(raw)
     except ValueError as error:
@@ -371,7 +376,7 @@ def _line(raw: bytes, endpoint: str) -> _Line:
         raise ValueError("body must be a JSON object")
     if body.get("stream"):
         raise ValueError("stream cannot be used in a batch")
-    return _Line(custom_id, body)
+    return custom_id, body
 
 
 def _answered(path: Path) -> dict[str, dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 48 questions (`--quick`: 12) about XQuAD passages behind one instruction, shuffled, four tokens to make, memory for
 3,072 tokens: planned, first come first served with the prefix tree, and without sharing, by turns on one engine;
-llama.cpp takes the same prompts one after the other with its own reuse of prefixes. Then 6,000 requests of a published trace
-(Mooncake; a block of 512 tokens counts as one) through the same two policies without a model, and the time that
+llama.cpp takes the same prompts one after the other with its own reuse of prefixes. Then 6,000 requests of a published
+trace (Mooncake; a block of 512 tokens counts as one) through the same two policies without a model, and the time that
 planning takes.
 """
 
@@ -39,7 +39,7 @@ from windlass.serving.request import PlannedMember, Request, SamplingParams, tok
 from windlass.serving.scheduler import StallFree
 
 CAPACITY, MADE, BUDGET = 3_072, 4, 64
-LRU, ALONE = "first come, LRU prefix tree", ALONE
+LRU, ALONE = "first come, LRU prefix tree", "no sharing (one run)"
 BLOCKS, BLOCK_BUDGET = 5_000, 256
 _INSTRUCTION = (
     "You label passages for a search index. Read the passage, then answer the question that follows it with a few "
@@ -199,8 +199,8 @@ def _trace(context: BenchContext, rows: int) -> list[Metric]:
     ideal = plan.ideal_saved_tokens / total
     note = f"{len(prompts):,} requests, memory for {BLOCKS:,} blocks, ideal {ideal:.3f} (simulated)"
     return [
-        metric("trace, share of the ideal saving", "", saved["ours"] / ideal, better="higher", peer=saved["lru"] / ideal,
-               peer_name=LRU, least=0.98, note=note),
+        metric("trace, share of the ideal saving", "", saved["ours"] / ideal, better="higher",
+               peer=saved["lru"] / ideal, peer_name=LRU, least=0.98, note=note),
         metric("trace, prompt blocks saved", "share", saved["ours"], better="higher", peer=saved["lru"],
                peer_name=LRU, note=note),
     ]  # fmt: skip

@@ -52,12 +52,14 @@ def articles() -> list[list[tuple[str, list[tuple[str, str]]]]]:
     return [list(passages.values()) for passages in found.values()]
 
 
-def drawn_questions(count: int, passages: int, seed: int) -> list[PassageQuestion]:
-    """Questions drawn by Zipf's law (exponent 1), each over `passages` of its article in random order."""
+def drawn_questions(count: int, passages: int, some: int, seed: int) -> list[PassageQuestion]:
+    """Questions about the first `some` articles, drawn by Zipf's law (exponent 1), each over `passages` of its article
+    in random order.
+    """
     draw = np.random.default_rng(seed)
     every = [
         (article, place, asked)
-        for article in articles()
+        for article in articles()[:some]
         for place, (_, questions) in enumerate(article)
         for asked in questions
     ]
