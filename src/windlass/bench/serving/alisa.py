@@ -98,7 +98,7 @@ def _quality(context: BenchContext, engine: CpuEngine, windows: list[Ints]) -> l
     first = []
     for window, pages in zip(windows, prompts, strict=True):
         batch = TokenBatch.contiguous([window[:PROMPT]], [pages], [0], PAGE)
-        first.append(engine.forward_tokens(batch, pool)[0])
+        first.append(np.asarray(engine.forward_tokens(batch, pool)[0]))
     dense = _likelihood(engine, pool, windows, prompts, first, None)
     base = math.exp(-dense)
     metrics = []
@@ -161,10 +161,10 @@ def _of_runs(batch: TokenBatch, keep: Callable[[int], list[tuple[int, int, int]]
             starts.append(start)
             lengths.append(min(length, int(batch.context_lengths[low + run]) - start))
         offsets.append(len(pages))
-    columns = [np.array(column, np.int64) for column in (pages, starts, lengths, offsets)]
-    visible = np.add.reduceat(columns[2], columns[3][:-1])
+    table, first, many, ends = (np.array(column, np.int64) for column in (pages, starts, lengths, offsets))
+    visible = np.add.reduceat(many, ends[:-1])
     return TokenBatch(
-        batch.ids, batch.positions, batch.rows, batch.slots, visible, *columns, batch.out_rows
+        batch.ids, batch.positions, batch.rows, batch.slots, visible, table, first, many, ends, batch.out_rows
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _likelihood(
     """Mean log-likelihood of what follows the prompts."""
     length, sketch = len(windows[0]), KeySketch(pool)
     fresh = [pool.take_many(-(-(length - PROMPT) // PAGE)) for _ in windows]
-    total, logits = 0.0, np.stack(first)
+    total, logits = 0.0, np.stack(first).astype(np.float32)
     for place in range(PROMPT, length):
         wide = logits.astype(np.float64)
         top = wide.max(axis=1)
@@ -218,7 +218,7 @@ def _speed(context: BenchContext, engine: CpuEngine, size: _Size) -> list[Metric
     each = size.stored // PAGE + 2
     pool = engine.new_pool(pages=size.contexts * each)
     rng = np.random.default_rng(context.seed)
-    page = rng.standard_normal(pool.data.shape[1]).astype(np.float16).view(np.uint16)
+    page = rng.standard_normal((pool.data.shape[1],)).astype(np.float16).view(np.uint16)
     for number in range(pool.count):
         pool.data[number] = np.roll(page, 64 * number)
     pages, sketch = [pool.take_many(each) for _ in range(size.contexts)], KeySketch(pool)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.models.decoder import Decoder, rms_norm, rotate, softmax
+from windlass.models.activations import rms_norm, softmax
+from windlass.models.decoder import Decoder, rotate
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
