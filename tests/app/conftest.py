@@ -28,6 +28,7 @@ from windlass.retrieval.types import Answer, Citation, Hit, Passage, Sentence
 from windlass.serving.engine_chat import EngineChat
 
 TEXT = "Rules of the port.\n\nVessels over 200 m berth at quay 4. The harbour master approves dredging works.\n"
+TINY = hf_config(max_position_embeddings=512, hidden_size=64, head_dim=16)
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
 
 
@@ -202,8 +203,7 @@ def serve() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    config = hf_config(max_position_embeddings=512, hidden_size=64, head_dim=16)
-    folder = write_folder(tmp_path_factory.mktemp("tiny"), config, random_weights(config))
+    folder = write_folder(tmp_path_factory.mktemp("tiny"), TINY, random_weights(TINY))
     model = LocalModel.load(folder, engine="compiled", threads=1)
     hello = [{"role": "user", "content": "hello there"}]
     assert list(model.chat(hello, max_tokens=2))  # compiles what this machine has not compiled yet

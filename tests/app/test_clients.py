@@ -61,6 +61,32 @@ def test_completions(client: Any) -> None:
     assert "".join(chunk.choices[0].text for chunk in pieces) == whole.choices[0].text
 
 
+def test_answers_of_a_given_form(client: Any) -> None:
+    from pydantic import BaseModel
+
+    class Quay(BaseModel):
+        number: int
+        open: bool
+
+    kept = client.chat.completions.parse(model=MODEL, messages=HELLO, max_tokens=80, response_format=Quay)
+    assert isinstance(kept.choices[0].message.parsed, Quay)
+    parameters = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+    tools: list[Any] = [{"type": "function", "function": {"name": "go", "parameters": parameters}}]
+    made = client.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=80, tools=tools, tool_choice="required", stream=True
+    )
+    calls = [call for chunk in made for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.function.name for call in calls] == ["go"]
+    assert json.loads(calls[0].function.arguments).keys() <= {"a"}
+
+
+def test_the_chances_of_a_prompt(client: Any) -> None:
+    prompt = "hello there"
+    rated = client.completions.create(model=MODEL, prompt=prompt, max_tokens=0, echo=True, logprobs=1).choices[0]
+    assert rated.text == prompt == "".join(rated.logprobs.tokens)
+    assert rated.logprobs.token_logprobs[0] is None and max(rated.logprobs.token_logprobs[1:]) <= 0
+
+
 def test_embeddings(client: Any) -> None:
     reply = client.embeddings.create(model=ENCODER, input=["a", "b"])  # this client asks for base64 by itself
     assert [len(entry.embedding) for entry in reply.data] == [8, 8]

@@ -117,7 +117,7 @@ def test_biases_and_penalties_reach_the_sampler(served: Any, tiny: LocalModel) -
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"min_p": 1.5}, "min_p"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"windlass": {"k": 3}}, "windlass.k"),
         ({"windlass": {"cach": "off"}}, "windlass.cach"),
         ({"max_tokens": 600}, "messages"),
@@ -159,6 +159,25 @@ def test_echo_and_logprobs_of_raw_prompts(served: Any) -> None:
     assert chances["text_offset"][0] == 0 and chances["text_offset"] == sorted(chances["text_offset"])
 
 
+@pytest.mark.parametrize("made", [0, 5])
+def test_an_echoed_prompt_is_rated(served: Any, tiny: LocalModel, made: int) -> None:
+    """What a full forward pass of prompt and answer says about each token, the first apart; longer than a step."""
+    text = "all the ships that lie at the quay wait for the tide, and the pilots for the ships " * 2
+    prompt = tiny.tokenizer.prompt(text)
+    assert len(prompt) > 64
+    reply = complete(served, prompt=prompt, echo=True, logprobs=2, max_tokens=made, n=2).json()
+    first, second = (choice["logprobs"] for choice in reply["choices"])
+    assert first["token_logprobs"][: len(prompt)] == second["token_logprobs"][: len(prompt)]
+    logits = tiny.decoder.logits(np.array(prompt)).astype(np.float64)
+    exact = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert first["token_logprobs"][0] is None and first["top_logprobs"][0] is None
+    expected = [exact[place - 1, token] for place, token in enumerate(prompt) if place]
+    np.testing.assert_allclose(first["token_logprobs"][1 : len(prompt)], expected, atol=1e-4)
+    # Two tokens may be spelled alike, as the halves of characters are.
+    assert len(first["tokens"]) == len(prompt) + made and all(1 <= len(top) <= 2 for top in first["top_logprobs"][1:])
+    assert first["text_offset"][0] == 0 and "".join(first["tokens"][: len(prompt)]) == tiny.tokenizer.decode(prompt)
+
+
 def test_the_best_of_several(served: Any) -> None:
     options = {"prompt": "hello", "max_tokens": 6, "temperature": 1.5, "seed": 3, "logprobs": 0}
     every = complete(served, n=4, **options).json()["choices"]
@@ -180,7 +199,7 @@ def test_the_best_of_several(served: Any) -> None:
         ({"prompt": "a", "n": 3, "best_of": 2}, "best_of"),
         ({"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
         ({"prompt": ["a"] * 100, "n": 2}, "n"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+        ({"prompt": "a", "echo": True, "logprobs": 1, "stream": True}, "echo"),
     ],
 )
 def test_raw_prompts_that_are_wrong(served: Any, body: dict[str, Any], param: str) -> None:

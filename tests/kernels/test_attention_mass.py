@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from windlass.kernels.cpu_attention import CHUNK, attention_mass
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.cpu_attention import attention_mass
 
 PAGE, SIZE = 16, 16
 

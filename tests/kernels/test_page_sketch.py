@@ -15,13 +15,25 @@ def chosen(queries: np.ndarray, keys: np.ndarray, budget: int, newest: int, plac
     pages, tokens, size = keys.shape
     pool = np.zeros((places.max() + 1, tokens, size), np.float16)
     pool[places] = keys
-    sketch = np.zeros((len(pool), 1, 1, 2 * size), np.uint16)
+    sketch = np.zeros(len(pool) * 2 * size, np.uint16)
     for place in places:
-        bound_page(pool.view(np.uint16).reshape(-1), place * tokens * size, tokens, size, sketch[place, 0, 0])
+        bound_page(pool.view(np.uint16).reshape(-1), place * tokens * size, tokens, size, sketch, place * 2 * size)
     lengths, starts = np.full(pages, tokens, np.int64), np.zeros(pages, np.int64)
     ranks, work = np.full((2, pages + 16), np.nan, np.float32)
     page_scores(
-        queries.reshape(-1), len(queries), size, places, lengths, 1, pages - newest, tokens, sketch, 0, 0, work, ranks
+        queries.reshape(-1),
+        len(queries),
+        size,
+        places,
+        lengths,
+        1,
+        pages - newest,
+        tokens,
+        sketch,
+        0,
+        2 * size,
+        work,
+        ranks,
     )
     lists = np.zeros((4, pages), np.int64)
     count = choose_pages(places, starts, lengths, 0, pages, newest, budget, ranks, work, *lists)
@@ -57,7 +69,7 @@ def test_bounds_hold_for_every_key() -> None:
     rng = np.random.default_rng(0)
     keys = rng.standard_normal((16, 32)).astype(np.float16)
     sketch = np.zeros(64, np.uint16)
-    bound_page(keys.view(np.uint16).reshape(-1), 0, 16, 32, sketch)
+    bound_page(keys.view(np.uint16).reshape(-1), 0, 16, 32, sketch, 0)
     largest, smallest = sketch.view(np.float16)[:32], -sketch.view(np.float16)[32:]
     assert (largest == keys.max(axis=0)).all() and (smallest == keys.min(axis=0)).all()
 
@@ -65,9 +77,9 @@ def test_bounds_hold_for_every_key() -> None:
 def test_pages_that_are_not_whole_are_read() -> None:
     lengths = np.array([8, 8, 3, 8, 8, 8], np.int64)
     places, starts = np.arange(6), np.zeros(6, np.int64)
-    sketch = np.zeros((6, 1, 1, 32), np.uint16)
+    sketch = np.zeros(6 * 32, np.uint16)
     ranks, work = np.zeros((2, 32), np.float32)
-    page_scores(np.ones(16, np.float32), 1, 16, places, lengths, 1, 5, 8, sketch, 0, 0, work, ranks)
+    page_scores(np.ones(16, np.float32), 1, 16, places, lengths, 1, 5, 8, sketch, 0, 32, work, ranks)
     assert np.isinf(ranks[1]) and np.isfinite(ranks[[0, 2, 3]]).all()
     lists = np.zeros((4, 6), np.int64)
     count = choose_pages(places, starts, lengths, 0, 6, 1, 3, ranks, work, *lists)

@@ -14,8 +14,9 @@ import numpy as np
 from numba import types
 
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     div_float,
     exp2_float,
@@ -37,8 +38,6 @@ from windlass.kernels.simd import (
     zero_float,
 )
 
-CHUNK = 256
-"""Slots of a context whose scores are kept at once."""
 RUNS_AHEAD = 2
 """Runs whose memory is asked for before they are needed."""
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.kernels.compiled import compiled
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     exp2_float,
     load_float,
@@ -56,12 +56,12 @@ def reference(queries: Floats, keys: Floats, budget: int, newest: int) -> list[i
 
 
 @compiled
-def bound_page(data: Any, at: int, tokens: int, size: int, sketch: Any) -> None:
+def bound_page(data: Any, at: int, tokens: int, size: int, sketch: Any, sketch_at: int) -> None:
     """The largest number of each channel of `tokens` keys from `at`, and the smallest times -1, to `sketch`.
 
     Args:
         data: uint16, bits of half-precision keys, `size` (a multiple of 16) each.
-        sketch: uint16 [2 * size].
+        sketch: uint16, `2 * size` numbers from `sketch_at`.
     """
     for i in range(0, size, LANES):
         largest = load_half(data, at + i)
@@ -70,20 +70,20 @@ def bound_page(data: Any, at: int, tokens: int, size: int, sketch: Any) -> None:
             key = load_half(data, at + token * size + i)
             largest = max_float(largest, key)
             smallest = max_float(smallest, mul_float(key, splat(np.float32(-1))))
-        store_half(sketch, i, largest)
-        store_half(sketch, size + i, smallest)
+        store_half(sketch, sketch_at + i, largest)
+        store_half(sketch, sketch_at + size + i, smallest)
 
 
 @compiled
 def page_scores(
     queries: Any, group: int, size: int, pages: Any, lengths: Any, low: int, high: int, page_tokens: int, sketch: Any,
-    layer: int, head: int, bounds: Any, ranks: Any,
+    sketch_at: int, page_stride: int, bounds: Any, ranks: Any,
 ) -> None:  # fmt: skip
     """Rank the runs `low` to `high` for one key head; those that are no whole page come first whatever they hold.
 
     Args:
         queries: float32 from 0, `[group, size]`, scaled.
-        sketch: uint16 [pages, layers, key_heads, 2 * size].
+        sketch: uint16, `2 * size` numbers of page p from `sketch_at + p * page_stride`.
         bounds: float32 scratch, a number a run and up to LANES - 1 more.
         ranks: float32, the result, as long as `bounds`.
     """
@@ -94,11 +94,11 @@ def page_scores(
     for member in range(group):
         top = np.float32(-np.inf)
         for place in range(count):
-            total, one = zero_float(), sketch[pages[low + place], layer, head]
+            total, one = zero_float(), sketch_at + pages[low + place] * page_stride
             for i in range(0, size, LANES):
                 query = load_float(queries, member * size + i)
-                over = mul_float(query, load_half(one, i))
-                under = mul_float(mul_float(query, splat(np.float32(-1))), load_half(one, size + i))
+                over = mul_float(query, load_half(sketch, one + i))
+                under = mul_float(mul_float(query, splat(np.float32(-1))), load_half(sketch, one + size + i))
                 total = add_float(total, max_float(over, under))
             bound = sum_lanes(total)
             if lengths[low + place] == page_tokens:

@@ -12,85 +12,108 @@ from typing import Any
 
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled
-from windlass.kernels.cpu_attention import CHUNK, call_attend, finish, merge
+from windlass.kernels.compiled import Compiled, called, caller
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.cpu_attention import call_attend, finish, merge
 from windlass.kernels.page_sketch import bound_page, choose_pages, page_scores
+from windlass.kernels.views import float32s, int64s, uint16s
 from windlass.models.cpu_context import turn_queries
 from windlass.models.cpu_tables import (
     ATTEND_CALL,
-    BATCH,
+    BUDGETS,
+    CALLS,
+    DATA,
     HEAD_DIM,
     HEADS,
+    IDS,
     KEY_HEADS,
+    LAYERS,
+    LENGTHS,
+    MIXED,
+    NEWEST,
+    OFFSETS,
+    OWN_QUERIES,
+    PAGE_BOUNDS,
+    PAGE_RANKS,
     PAGE_TOKENS,
-    SCRATCH,
-    SPARSE,
-    WEIGHTS,
-    Batch,
-    Scratch,
-    Sparse,
-    Weights,
+    PAGES,
+    PAIR,
+    READ_BEGINS,
+    READ_LENGTHS,
+    READ_PAGES,
+    READ_STARTS,
+    SCORES,
+    SEQUENCES,
+    SIZES,
+    SKETCH,
+    SKETCHED,
+    STARTS,
+    STATES,
+    VERSIONS,
 )
 
 
-@compiled
-def _choose(
-    thread: int, head: int, token: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, sparse: Sparse
-) -> int:
+@called
+def _choose(t: Any, thread: int, token: int, head: int, layer: int) -> int:
     """The runs that this token reads for one key head, to the thread's lists; how many."""
-    heads, key_heads, size, page_tokens = w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM], w.sizes[PAGE_TOKENS]
-    layers, row = w.extras.shape[0], batch.rows[token]
-    low, high = batch.offsets[row], batch.offsets[row + 1]
-    stride = page_tokens * size
-    for run in range(low + 1, high - sparse.newest[token]):
-        page = batch.pages[run]
-        whole = batch.lengths[run] == page_tokens
-        if whole and sparse.seen[page, layer, head] != sparse.versions[page]:
-            at = ((page * layers + layer) * 2 * key_heads + head) * stride
-            bound_page(data, at, page_tokens, size, sparse.sketch[page, layer, head])
-            sparse.seen[page, layer, head] = sparse.versions[page]
-    group = heads // key_heads
-    queries, scores = s.own_queries[thread], sparse.scores[thread]
+    sizes, offsets, row = int64s(t, SIZES), int64s(t, OFFSETS), int64s(t, SEQUENCES)[token]
+    data, pages, lengths = uint16s(t, DATA), int64s(t, PAGES), int64s(t, LENGTHS)
+    sketch, sketched, versions = uint16s(t, SKETCH), int64s(t, SKETCHED), int64s(t, VERSIONS)
+    heads, key_heads, size, page_tokens = sizes[HEADS], sizes[KEY_HEADS], sizes[HEAD_DIM], sizes[PAGE_TOKENS]
+    layers, newest, budget = sizes[LAYERS], int64s(t, NEWEST)[token], int64s(t, BUDGETS)[token]
+    low, high, place = offsets[row], offsets[row + 1], layer * key_heads + head
+    for run in range(low + 1, high - newest):
+        page = pages[run]
+        number = page * layers * key_heads + place
+        if lengths[run] == page_tokens and sketched[number] != versions[page]:
+            at = ((page * layers + layer) * 2 * key_heads + head) * page_tokens * size
+            bound_page(data, at, page_tokens, size, sketch, number * 2 * size)
+            sketched[number] = versions[page]
+    ranks, bounds = float32s(t, PAGE_RANKS), float32s(t, PAGE_BOUNDS)
     page_scores(
-        queries, group, size, batch.pages, batch.lengths, low + 1, high - sparse.newest[token], page_tokens,
-        sparse.sketch, layer, head, scores, sparse.ranked[thread],
+        float32s(t, OWN_QUERIES), heads // key_heads, size, pages, lengths, low + 1, high - newest, page_tokens, sketch,
+        place * 2 * size, layers * key_heads * 2 * size, bounds, ranks,
     )  # fmt: skip
     return choose_pages(
-        batch.pages, batch.starts, batch.lengths, low, high, sparse.newest[token], sparse.budgets[token],
-        sparse.ranked[thread], scores, sparse.pages[thread], sparse.starts[thread], sparse.begins[thread],
-        sparse.lengths[thread],
+        pages, int64s(t, STARTS), lengths, low, high, newest, budget, ranks, bounds, int64s(t, READ_PAGES),
+        int64s(t, READ_STARTS), int64s(t, READ_BEGINS), int64s(t, READ_LENGTHS),
     )  # fmt: skip
 
 
-@compiled
-def _attend_sparse(
-    thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, sparse: Sparse
-) -> None:
-    """Tokens with a budget, a key head at a time, to `s.mixed`; the others are somebody else's."""
-    heads, key_heads, size = w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
-    group, layers, stride = heads // key_heads, w.extras.shape[0], w.sizes[PAGE_TOKENS] * size
-    unit, pair, room = group * (size + 2), s.pair[thread], s.scores[thread]
-    for place in range(thread, batch.ids.shape[0] * key_heads, threads):
+@called
+def _attend_sparse(t: Any, thread: int, threads: int, layer: int) -> None:
+    """Tokens with a budget, a key head at a time, to `MIXED`; the others are somebody else's."""
+    sizes, tokens, budgets = int64s(t, SIZES), int64s(t, IDS).shape[0], int64s(t, BUDGETS)
+    queries, states, pair, mixed = float32s(t, OWN_QUERIES), float32s(t, STATES), float32s(t, PAIR), float32s(t, MIXED)
+    begins, lengths = int64s(t, READ_BEGINS), int64s(t, READ_LENGTHS)
+    heads, key_heads, size, layers = sizes[HEADS], sizes[KEY_HEADS], sizes[HEAD_DIM], sizes[LAYERS]
+    group, stride = heads // key_heads, sizes[PAGE_TOKENS] * size
+    unit = group * (size + 2)
+    for place in range(thread, tokens * key_heads, threads):
         token, head = place // key_heads, place % key_heads
-        if sparse.budgets[token] == 0:
+        if budgets[token] == 0:
             continue
-        turn_queries(token, head, head + 1, layer, w, batch, s, thread, s.own_queries[thread])
-        count = _choose(thread, head, token, layer, w, batch, data, s, sparse)
-        total = sparse.begins[thread, count - 1] + sparse.lengths[thread, count - 1]
-        key_at, state = (layer * 2 * key_heads + head) * stride, s.states[token]
+        turn_queries(t, token, head, head + 1, layer, queries, 0)
+        count = _choose(t, thread, token, head, layer)
+        total, key_at, state = (
+            begins[count - 1] + lengths[count - 1],
+            (layer * 2 * key_heads + head) * stride,
+            place * unit,
+        )
         for begin in range(0, total, CHUNK):
-            out, out_at = (state, head * unit) if begin == 0 else (pair, 0)
+            out, out_at = (states, state) if begin == 0 else (pair, 0)
             arguments = (
-                s.own_queries[thread], 0, 1, group, size, data, key_at, key_at + key_heads * stride, stride,
-                layers * 2 * key_heads * stride, sparse.pages[thread], sparse.starts[thread], sparse.begins[thread],
-                sparse.lengths[thread], 0, count, begin, min(begin + CHUNK, total), room, out, out_at,
+                queries, 0, 1, group, size, uint16s(t, DATA), key_at, key_at + key_heads * stride, stride,
+                layers * 2 * key_heads * stride, int64s(t, READ_PAGES), int64s(t, READ_STARTS), begins, lengths, 0,
+                count, begin, min(begin + CHUNK, total), float32s(t, SCORES), out, out_at,
             )  # fmt: skip
-            call_attend(w.calls[ATTEND_CALL], arguments)
+            call_attend(int64s(t, CALLS)[ATTEND_CALL], arguments)
             if begin > 0:
-                merge(state, head * unit, pair, 0, group, size)
-        finish(state, head * unit, group, size, s.mixed, (token * key_heads + head) * group * size)
+                merge(states, state, pair, 0, group, size)
+        finish(states, state, group, size, mixed, place * group * size)
 
 
-_INT, _U16 = types.int64, types.Array(types.uint16, 1, "C")
-ATTEND_SPARSE = Compiled(_attend_sparse, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH, SPARSE))
+ATTEND_SPARSE = Compiled(
+    _attend_sparse, types.void(types.Array(types.int64, 1, "C"), types.int64, types.int64, types.int64)
+)
 call_attend_sparse = caller(ATTEND_SPARSE.signature)

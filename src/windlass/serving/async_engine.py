@@ -7,11 +7,14 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
 
 from windlass.core.errors import Busy, EngineBug, WindlassError
 from windlass.serving.engine import Engine, EngineStats, Event, RequestHandle
 from windlass.serving.request import Request
 
+T = TypeVar("T")
 log = logging.getLogger("windlass.serving")
 
 _NOTHING_TO_DO_S = 0.005
@@ -55,6 +58,26 @@ class AsyncEngine:
         found = self.engine.cancel(request_id)
         self._wake()
         return found
+
+    def between_steps(self, function: Callable[[], T]) -> T:
+        """Call `function` in the engine's thread, between two steps, and return what it returns.
+
+        Raises:
+            Busy: the engine is stopping. Else what `function` raises.
+        """
+        if not self._open:
+            raise Busy("the engine is stopping")
+        done: Future[T] = Future()
+
+        def chore() -> None:
+            try:
+                done.set_result(function())
+            except Exception as error:
+                done.set_exception(error)
+
+        self.engine.perform(chore)
+        self._wake()
+        return done.result()
 
     def snapshot(self) -> EngineStats:
         """How the engine stands."""

@@ -56,6 +56,18 @@ class WorkItem:
         """Whether the step ends with a new token: the last known one is among those computed."""
         return self.kind != "probe" and self.stop == len(self.seq.tokens)
 
+    @property
+    def rated(self) -> range:
+        """Places of prompt tokens whose chances this item finds: each follows one of its tokens."""
+        if self.seq.request.params.prompt_logprobs is None or self.seq.index or self.places is not None:
+            return range(0)
+        return range(self.start + 1, min(self.start + self.n_tokens + 1, self.seq.prompt_length))
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits that it needs."""
+        return len(self.rated) + self.samples
+
 
 @dataclass(slots=True)
 class Batch:
@@ -95,7 +107,7 @@ class BatchShape:
             else:
                 # Places are spread over what lies between them, roughly evenly.
                 pairs += item.n_tokens * (item.start + item.stop) / 2
-        return BatchShape(batch.n_tokens, sum(item.samples for item in batch.items), pairs, context)
+        return BatchShape(batch.n_tokens, sum(item.rows for item in batch.items), pairs, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +127,7 @@ class StepResult:
         tokens: New tokens by sequence id, for items that sample.
         duration_s: How long it took, on the executor's clock.
         failed: Errors by sequence id; the others of the batch are not affected.
+        rated: Tokens of prompts by place, where their chances are wanted; by sequence id.
         shares: What computed tokens attended to, by sequence id, for sequences that asked (`Sequence.reuse`): float32
             [n_tokens, stretches].
         counters: Further figures of the executor's own.
@@ -123,6 +136,7 @@ class StepResult:
     tokens: dict[str, Sampled]
     duration_s: float
     failed: dict[str, Exception] = field(default_factory=dict)
+    rated: dict[str, dict[int, Sampled]] = field(default_factory=dict)
     shares: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
 

@@ -196,6 +196,7 @@ class Engine:
         self._text, self._trace = text, trace
         self._lock = threading.Lock()
         self._inbox: deque[tuple[str, RequestHandle | None]] = deque()
+        self._chores: deque[Callable[[], object]] = deque()
         self._handles: dict[str, RequestHandle] = {}
         self._texts: dict[str, AnswerText] = {}
         self._siblings: dict[str, list[Sequence]] = {}
@@ -240,10 +241,14 @@ class Engine:
         self._inbox.append((request_id, None))
         return True
 
+    def perform(self, chore: Callable[[], object]) -> None:
+        """Have something done before the next step, by whoever steps the engine: the memory is its alone."""
+        self._chores.append(chore)
+
     @property
     def busy(self) -> bool:
         """Whether anything is under way."""
-        return bool(self._handles or self._inbox)
+        return bool(self._handles or self._inbox or self._chores)
 
     def step(self) -> list[Event]:
         """One step, and what happened in it."""
@@ -350,6 +355,8 @@ class Engine:
                 del self._queued_of[seq.request.tenant]
 
     def _drain(self, now: float) -> None:
+        while self._chores:
+            self._chores.popleft()()
         while self._inbox:
             request_id, handle = self._inbox.popleft()
             if handle is None:
@@ -420,6 +427,7 @@ class Engine:
             if item.kind == "probe":
                 continue
             seq.advance(item.n_tokens)
+            seq.rated.update(result.rated.get(seq.id, {}))
             if item.n_tokens > 1 or seq.computed % self.kv.page_tokens == 0:
                 self.kv.publish(seq)
             sampled = result.tokens.get(seq.id)
@@ -445,8 +453,14 @@ class Engine:
         if ended or sampled.token in params.stop_token_ids:
             self._finish(seq, FinishReason.EOS if ended else FinishReason.STOP, now, sampled)
             return
+        if seq.constraint is not None:
+            try:
+                seq.constraint.take(sampled.token)
+            except UsageError as error:
+                self._finish(seq, FinishReason.ERROR, now, error=error)
+                return
         shown = text.add(sampled.token) if text is not None else ""
-        if text is not None and text.stopped:
+        if (text is not None and text.stopped) or (seq.constraint is not None and seq.constraint.done):
             self._finish(seq, FinishReason.STOP, now, sampled, shown)
         elif seq.budget_left == 0:
             self._finish(seq, FinishReason.LENGTH, now, sampled, shown)

@@ -179,5 +179,7 @@ class EngineChat:
     def close(self) -> None:
         """Cancel everything, end the engine's thread, and write what is to outlive it."""
         self.engine.close()
+        if self.engine.engine.adapters is not None:
+            self.engine.engine.adapters.store.close()
         if self.engine.engine.kv.chunks is not None:
             self.engine.engine.kv.chunks.close()

@@ -17,7 +17,7 @@ from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import AttentionMass, TokenBatch
 from windlass.serving.adapters import EngineAdapters
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
-from windlass.serving.sampling import Floats, Mask, not_numbers, sample
+from windlass.serving.sampling import Floats, not_numbers, sample, with_logprobs
 from windlass.serving.sparse_kv import SparseReader
 
 
@@ -62,7 +62,6 @@ class NumbaExecutor:
     Args:
         model: Computes a batch of tokens.
         pool: The memory it writes; the one that the engine's `KVManager` hands out.
-        mask: Which tokens a sequence may make; None: all.
         adapters: What requests with an adapter run with; None: such requests fail.
         sparse: Which part of long contexts is read; None: all.
         clock: Seconds, for the durations it reports.
@@ -74,13 +73,12 @@ class NumbaExecutor:
         model: PagedModel,
         pool: PagePool,
         *,
-        mask: Mask | None = None,
         adapters: EngineAdapters | None = None,
         sparse: SparseReader | None = None,
         clock: Callable[[], float] = time.perf_counter,
         most_tokens: int = 4096,
     ) -> None:
-        self._model, self._pool, self._mask, self._clock = model, pool, mask, clock
+        self._model, self._pool, self._clock = model, pool, clock
         self._adapters, self._sparse = adapters, sparse
         self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
 
@@ -97,11 +95,11 @@ class NumbaExecutor:
         reading = self._sparse.of(batch.items) if self._sparse is not None else None
         if reading is not None:
             options["sparse"] = reading
-        if isinstance(self._model, GreedyPagedModel) and self._mask is None and only_greedy(batch):
+        if isinstance(self._model, GreedyPagedModel) and only_greedy(batch):
             result = self._run_greedy(self._model, batch, options)
         else:
             result = run_batch(
-                batch, lambda tokens: self._model.forward_tokens(tokens, self._pool, **options), self._mask, self._clock
+                batch, lambda tokens: self._model.forward_tokens(tokens, self._pool, **options), self._clock
             )
         if mass is not None:
             with_shares(result, batch.items, mass)
@@ -136,24 +134,40 @@ class NumbaExecutor:
 def only_greedy(batch: Batch) -> bool:
     """Whether nobody in the batch needs logits: every new token is the likeliest, and none is to be rated."""
     wanted = (item.seq.request.params for item in batch.items if item.samples)
-    return all(params.plain_greedy and params.logprobs is None for params in wanted)
+    rated = any(item.rated for item in batch.items)
+    return not rated and all(params.plain_greedy and params.logprobs is None for params in wanted)
 
 
-def run_batch(
-    batch: Batch, forward: Callable[[TokenBatch], Floats], mask: Mask | None, clock: Callable[[], float]
-) -> StepResult:
+def run_batch(batch: Batch, forward: Callable[[TokenBatch], Floats], clock: Callable[[], float]) -> StepResult:
     """Compute a batch with `forward`, which returns float32 logits [len(out_rows), vocab], and sample from them."""
     started = clock()
     logits = forward(token_batch(batch.items))
     sampling = [item.seq for item in batch.items if item.samples]
     result = StepResult({}, 0.0)
-    for seq, made in zip(sampling, sample(logits, sampling, mask), strict=True):
+    if len(logits) > len(sampling):
+        logits = _rate_prompts(batch, logits, result)
+    for seq, made in zip(sampling, sample(logits, sampling), strict=True):
         if isinstance(made, Sampled):
             result.tokens[seq.id] = made
         else:
             result.failed[seq.id] = made
     result.duration_s = clock() - started
     return result
+
+
+def _rate_prompts(batch: Batch, logits: Floats, result: StepResult) -> Floats:
+    """Note the chances of prompt tokens that were asked for; the rows that new tokens are sampled from."""
+    row, sampled = 0, []
+    for item in batch.items:
+        seq, wanted = item.seq, item.seq.request.params.prompt_logprobs
+        for place in item.rated:
+            result.rated.setdefault(seq.id, {})[place] = with_logprobs(logits[row], seq.tokens[place], wanted)
+            row += 1
+        if item.samples:
+            sampled.append(row)
+            row += 1
+    rows: Floats = logits[sampled]
+    return rows
 
 
 def attention_mass(items: list[WorkItem]) -> AttentionMass | None:
@@ -199,5 +213,11 @@ def token_batch(items: list[WorkItem]) -> TokenBatch:
         context_starts=starts,
         context_lengths=lengths,
         context_offsets=np.concatenate(([0], np.cumsum([len(run[0]) for run in runs]))).astype(np.int64),
-        out_rows=np.array([end - 1 for end, item in zip(ends, items, strict=True) if item.samples], np.int64),
+        out_rows=np.concatenate([_out_rows(item, end - item.n_tokens) for item, end in zip(items, ends, strict=True)]),
     )
+
+
+def _out_rows(item: WorkItem, begin: int) -> NDArray[np.int64]:
+    """Tokens of an item whose logits are wanted; its first is token `begin` of the batch."""
+    rated = begin - 1 - item.start + np.array(item.rated, np.int64)
+    return np.append(rated, begin + item.n_tokens - 1) if item.samples else rated

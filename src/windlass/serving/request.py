@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from windlass.core.errors import EngineBug, UsageError
 
 if TYPE_CHECKING:
+    from windlass.serving.batch import Sampled
     from windlass.serving.batch_planner import BatchPlan
     from windlass.serving.chunk_plan import ReusePlan
     from windlass.serving.kv_view import KVView
@@ -55,6 +56,26 @@ LEGAL_MOVES: Mapping[State, frozenset[State]] = {
 }
 
 
+class Constraint(Protocol):
+    """Which tokens an answer may be made of; `windlass.serving.automaton.Walk` is one. One for each answer."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete and nothing more can follow."""
+        ...
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Tokens that may come next, bool [vocab]; those that end the answer among them when it may end."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Go on with a token, one that does not end the answer.
+
+        Raises:
+            UsageError: it is not allowed here.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn, and when to stop.
@@ -69,11 +90,13 @@ class SamplingParams:
         stop_token_ids: Tokens that end it.
         ignore_eos: Go on when the model ends.
         logprobs: How many alternatives to report for each token; 0 for the token alone, None for nothing.
+        prompt_logprobs: The same for the tokens of the prompt, from its second on; its pages are then not shared.
         presence_penalty, frequency_penalty: Taken from the logits of tokens of the answer so far, once and for
             each time.
         repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt or answer.
         logit_bias: Added to the logits of single tokens.
         n: Answers to make from one prompt.
+        constraint: Makes what each answer is held to; None: any tokens.
 
     Raises:
         UsageError: a value is out of range; the message names it.
@@ -94,6 +117,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     n: int = 1
+    constraint: Callable[[], Constraint] | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _within("max_tokens", self.max_tokens, 0, 1 << 40)
@@ -103,6 +128,7 @@ class SamplingParams:
         _within("min_p", self.min_p, 0, 1)
         _within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
         _within("logprobs", self.logprobs or 0, 0, 1 << 20)
+        _within("prompt_logprobs", self.prompt_logprobs or 0, 0, 1 << 20)
         _within("presence_penalty", self.presence_penalty, -100, 100)
         _within("frequency_penalty", self.frequency_penalty, -100, 100)
         _within("repetition_penalty", self.repetition_penalty, math.nextafter(0, 1), 100)
@@ -115,7 +141,7 @@ class SamplingParams:
     @property
     def plain_greedy(self) -> bool:
         """Whether the likeliest token by the bare logits is all that is wanted."""
-        return self.temperature == 0 and not self.reshapes
+        return self.temperature == 0 and not self.reshapes and self.constraint is None
 
     @property
     def reshapes(self) -> bool:
@@ -186,6 +212,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.prompt.ndim != 1 or len(self.prompt) == 0:
             raise UsageError("the prompt is empty: at least one token is needed")
+        if self.params.prompt_logprobs is not None and self.cache:
+            raise UsageError("what is taken from the cache has no logprobs", hint="prompt_logprobs needs cache=False")
         if self.shared is not None and not self.shared.plan.holds(self.shared.member, self.prompt):
             raise UsageError("the prompt is not the one that was planned at its place in the batch")
         for segment in self.segments:
@@ -203,14 +231,16 @@ class Sequence:
         view: Its context; None while it waits.
         preemptions: How often it had to give its pages back.
         node, published: How far its pages are known to the prefix tree.
+        constraint: What its answer is held to.
+        rated: Tokens of the prompt by place, with their chances, where these are wanted.
         reuse: What of its prompt was taken from chunks; None: nothing.
         todo: Which known tokens are left to compute, ascending, where others between them were taken from chunks;
             None: all from `computed` on.
     """
 
     __slots__ = (
-        "added", "computed", "error", "finish", "id", "index", "node", "preemptions", "prompt_length", "published",
-        "request", "reuse", "state", "todo", "tokens", "view",
+        "added", "computed", "constraint", "error", "finish", "id", "index", "node", "preemptions", "prompt_length",
+        "published", "rated", "request", "reuse", "state", "todo", "tokens", "view",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int = 0) -> None:
@@ -230,6 +260,8 @@ class Sequence:
         self.error: Exception | None = None
         self.preemptions = 0
         self.added = request.arrival
+        self.rated: dict[int, Sampled] = {}
+        self.constraint = None if request.params.constraint is None else request.params.constraint()
 
     def __repr__(self) -> str:
         return f"Sequence({self.id!r}, {self.state}, {self.computed}/{len(self.tokens)})"

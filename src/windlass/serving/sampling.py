@@ -6,47 +6,46 @@ function of (seed, answer, place). Log-probabilities are of the distribution bef
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.core.errors import NumericsError
+from windlass.core.errors import NumericsError, UsageError, WindlassError
 from windlass.core.randomness import rand
 from windlass.serving.batch import Sampled
 from windlass.serving.request import SamplingParams, Sequence
 
 Floats = NDArray[np.float32]
-Mask = Callable[[Sequence], NDArray[np.bool_]]
-"""Which tokens a sequence may make next, bool [vocab]; at least one."""
 _HEAD = 1024
 
 
-def sample(logits: Floats, sequences: Items[Sequence], mask: Mask | None = None) -> list[Sampled | NumericsError]:
+def sample(logits: Floats, sequences: Items[Sequence]) -> list[Sampled | WindlassError]:
     """The next token of each sequence.
 
     Args:
         logits: float32 [len(sequences), vocab].
         sequences: Whose logits they are.
-        mask: What may be made; None: everything.
 
     Returns:
-        For each sequence its token, or the error that its logits are.
+        For each sequence its token, or why there is none.
     """
     best = logits.argmax(axis=1) if len(sequences) else np.zeros(0, np.int64)
     # argmax stops at a NaN, so one look at the winner sees any; a winner of infinity is no better.
     sound = np.isfinite(logits[np.arange(len(sequences)), best])
-    made: list[Sampled | NumericsError] = []
+    made: list[Sampled | WindlassError] = []
     for row, seq in enumerate(sequences):
         params = seq.request.params
         if not sound[row]:
             made.append(not_numbers(seq.id))
-        elif params.plain_greedy and params.logprobs is None and mask is None:
+        elif params.plain_greedy and params.logprobs is None:
             made.append(Sampled(int(best[row])))
         else:
-            allowed = None if mask is None else mask(seq)
-            made.append(with_logprobs(logits[row], draw(logits[row], seq, allowed), params.logprobs))
+            allowed = None if seq.constraint is None else seq.constraint.allowed()
+            if allowed is not None and not allowed.any():
+                made.append(UsageError(f"no token may follow in {seq.id}", hint="the answer is nested too deep"))
+            else:
+                made.append(with_logprobs(logits[row], draw(logits[row], seq, allowed), params.logprobs))
     return made
 
 

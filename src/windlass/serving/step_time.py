@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from windlass.serving.batch import Batch, BatchExecutor, BatchShape, WorkItem
 from windlass.serving.cost import MeasuredStep, StepFit, fit_steps
@@ -14,25 +15,45 @@ CONTEXTS = (0, 512)
 DECODES = (0, 4)
 
 
-def measure(executor: BatchExecutor, kv: KVManager, *, repeats: int = 2) -> StepFit:
-    """Run a few steps of prompts and generations on the executor of an idle engine and fit their durations.
+def measure(executor: BatchExecutor, kv: KVManager, *, repeats: int = 2, seconds: float = math.inf) -> StepFit:
+    """What steps take here, fitted to `measured_steps`."""
+    return fit_steps(measured_steps(executor, kv, repeats=repeats, seconds=seconds))
 
-    What the pages hold does not matter for the time, so contexts are not computed first. The faster of the repeats
-    counts.
+
+def measured_steps(
+    executor: BatchExecutor, kv: KVManager, *, repeats: int = 2, seconds: float = math.inf
+) -> list[MeasuredStep]:
+    """Run a few steps of prompts and generations on the executor of an idle engine.
+
+    What the pages hold does not matter for the time, so contexts are not computed first. The fastest of the repeats
+    counts; nothing is repeated any more once the steps took `seconds` together.
 
     Raises:
         UsageError: the memory is too small for eight different steps.
     """
     longest = max(0, min(executor.caps.context_length, kv.capacity_tokens // (max(DECODES) + 2)) - max(CHUNKS) - 1)
     contexts = sorted({min(context, longest) for context in CONTEXTS})
-    steps = []
+    steps, spent = [], 0.0
     for chunk, context, decodes in itertools.product(CHUNKS, contexts, DECODES):
         batch = _batch(kv, chunk, context, decodes)
-        seconds = min(executor.run(batch).duration_s for _ in range(repeats))
-        steps.append(MeasuredStep(BatchShape.of(batch), seconds))
+        shortest = math.inf
+        for repeat in range(repeats):
+            if repeat and spent > seconds:
+                break
+            took = executor.run(batch).duration_s
+            shortest, spent = min(shortest, took), spent + took
+        steps.append(MeasuredStep(BatchShape.of(batch), shortest))
         for item in batch.items:
             kv.release(item.seq, keep=False)
-    return fit_steps(steps)
+    return steps
+
+
+def warm_up(executor: BatchExecutor, kv: KVManager) -> None:
+    """Run one step of every kind of work, which compiles what this machine has not compiled yet."""
+    batch = _batch(kv, max(CHUNKS), 0, max(DECODES))
+    executor.run(batch)
+    for item in batch.items:
+        kv.release(item.seq, keep=False)
 
 
 def _batch(kv: KVManager, chunk: int, context: int, decodes: int) -> Batch:

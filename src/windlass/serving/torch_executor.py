@@ -22,7 +22,7 @@ from windlass.models.torch_decoder import DecoderLM
 from windlass.serving.batch import Batch, ExecutorCaps, StepResult
 from windlass.serving.kv import PageCounts
 from windlass.serving.numba_executor import run_batch
-from windlass.serving.sampling import Floats, Mask
+from windlass.serving.sampling import Floats
 
 
 class TorchPool(PageCounts):
@@ -52,7 +52,6 @@ class TorchExecutor:
     Args:
         model: On its device, in its data type.
         pool: The memory it writes; the one that the engine's `KVManager` hands out.
-        mask: Which tokens a sequence may make; None: all.
         clock: Seconds, for the durations it reports.
         most_tokens: Largest batch.
     """
@@ -62,15 +61,14 @@ class TorchExecutor:
         model: DecoderLM,
         pool: TorchPool,
         *,
-        mask: Mask | None = None,
         clock: Callable[[], float] = time.perf_counter,
         most_tokens: int = 8192,
     ) -> None:
-        self._model, self._pool, self._mask, self._clock = model.eval(), pool, mask, clock
+        self._model, self._pool, self._clock = model.eval(), pool, clock
         self.caps = ExecutorCaps(pool.data.device.type, most_tokens, model.config.max_position)
 
     def run(self, batch: Batch) -> StepResult:
-        return run_batch(batch, lambda tokens: forward_tokens(self._model, tokens, self._pool), self._mask, self._clock)
+        return run_batch(batch, lambda tokens: forward_tokens(self._model, tokens, self._pool), self._clock)
 
 
 def forward_tokens(model: DecoderLM, batch: TokenBatch, pool: TorchPool) -> Floats:

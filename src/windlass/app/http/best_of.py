@@ -50,4 +50,4 @@ class BestOf:
 
 def _mean_logprob(choice: Choice) -> float:
     tokens = choice.tokens or ()
-    return sum(token.logprob for token in tokens) / len(tokens) if tokens else float("-inf")
+    return sum(token.logprob or 0.0 for token in tokens) / len(tokens) if tokens else float("-inf")

@@ -14,13 +14,13 @@ class TokenChance:
     Attributes:
         text: What it stands for; broken UTF-8 as U+FFFD, control tokens by their names.
         bytes: Its part of the answer's UTF-8.
-        logprob: Natural logarithm.
+        logprob: Natural logarithm; None for the first of a prompt.
         top: The likeliest tokens at its place, itself not necessarily among them.
     """
 
     text: str
     bytes: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[TokenChance, ...] = ()
 
 
@@ -34,13 +34,28 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of one of the caller's functions; `arguments` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """One whole answer; `finish` is `stop` or `length`, `tokens` are there when they were asked for."""
+    """One whole answer.
+
+    `finish` is `stop`, `length` or `tool_calls`; `tokens` are there when they were asked for, as is `prompt`, of which
+    nothing says how likely the first is.
+    """
 
     index: int
     text: str
     finish: str
     tokens: tuple[TokenChance, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    prompt: tuple[TokenChance, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

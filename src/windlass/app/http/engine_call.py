@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from windlass.app.http.completion import Choice, Completion, Piece, TokenChance
 from windlass.app.http.metrics import Metrics
 from windlass.core.errors import Cancelled, EngineBug
-from windlass.serving.request import FinishReason, Request
+from windlass.serving.request import FinishReason, Request, Sequence
 
 if TYPE_CHECKING:
     from windlass.models.tokenizer import Vocabulary
@@ -34,9 +35,7 @@ class EngineCall:
         QueueFull: There is no room for one of them; none is started then. Else what `Engine.submit` raises.
     """
 
-    def __init__(
-        self, engine: AsyncEngine, requests: Sequence[Request], vocabulary: Vocabulary, metrics: Metrics
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, requests: Items[Request], vocabulary: Vocabulary, metrics: Metrics) -> None:
         self._engine, self._vocabulary, self._metrics = engine, vocabulary, metrics
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
         self._lock = threading.Lock()
@@ -99,7 +98,12 @@ class EngineCall:
         for answer in self._answers:
             if answer.error is not None:
                 raise answer.error
-        choices = tuple(answer.choice(index, self._wants_tokens) for index, answer in enumerate(self._answers))
+        width = len(self._answers) // len(self._handles)
+        prompts = [self._prompt(handle.sequences[0]) for handle in self._handles]
+        choices = tuple(
+            answer.choice(index, self._wants_tokens, prompts[index // width])
+            for index, answer in enumerate(self._answers)
+        )
         made = sum(answer.made for answer in self._answers)
         approximations = [handle.approximations for handle in self._handles if handle.approximations]
         extra = {"windlass": {"approx": approximations[0]}} if approximations else {}
@@ -136,11 +140,18 @@ class EngineCall:
     def _measure_end(self) -> None:
         self._metrics.end_to_end.labels(self._tenant).observe(time.monotonic() - self._submitted)
 
+    def _prompt(self, seq: Sequence) -> tuple[TokenChance, ...]:
+        """The tokens of the prompt, when they were to be rated."""
+        if seq.request.params.prompt_logprobs is None:
+            return ()
+        first = self._spelled(seq.tokens[0], None)
+        return (first, *(self._chance(seq.rated[place]) for place in range(1, seq.prompt_length)))
+
     def _chance(self, sampled: Sampled) -> TokenChance:
         top = tuple(self._spelled(token, logprob) for token, logprob in sampled.top)
         return self._spelled(sampled.token, sampled.logprob or 0.0, top)
 
-    def _spelled(self, token: int, logprob: float, top: tuple[TokenChance, ...] = ()) -> TokenChance:
+    def _spelled(self, token: int, logprob: float | None, top: tuple[TokenChance, ...] = ()) -> TokenChance:
         raw = self._vocabulary.bytes_of(token)
         text = raw.decode("utf-8", "replace") if raw else self._vocabulary.pieces[token]
         return TokenChance(text, raw, logprob, top)
@@ -177,8 +188,8 @@ class _Answer:
         if last.finish in (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR):
             self.error = last.error or Cancelled("the request was cancelled")
 
-    def choice(self, index: int, with_tokens: bool) -> Choice:
+    def choice(self, index: int, with_tokens: bool, prompt: tuple[TokenChance, ...]) -> Choice:
         if self.finish is None:
             raise EngineBug(f"answer {index} has no end")
         finish = "length" if self.finish is FinishReason.LENGTH else "stop"
-        return Choice(index, "".join(self.texts), finish, tuple(self.tokens) if with_tokens else None)
+        return Choice(index, "".join(self.texts), finish, tuple(self.tokens) if with_tokens else None, prompt=prompt)

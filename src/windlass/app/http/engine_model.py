@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from windlass.app.http.engine_call import EngineCall
 from windlass.app.http.metrics import Metrics
 from windlass.app.http.openai_schema import SamplingBody, WindlassOptions
 from windlass.app.http.replies import ApiError
+from windlass.app.http.structured import Grammars
 from windlass.app.http.tenants import Tenant
 from windlass.core.errors import AdapterNotFound
 from windlass.serving.engine_chat import EngineChat
-from windlass.serving.request import PlannedMember, Request, SamplingParams, Segment, tokens_of
+from windlass.serving.request import Constraint, PlannedMember, Request, SamplingParams, Segment, tokens_of
 
 # No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is tokenized.
 LONGEST_TOKEN = 64
+LONGEST_RATED = 2048
+"""Each needs a row of logits: as many numbers as there are tokens."""
 
 
 class EngineModel:
@@ -44,6 +48,7 @@ class EngineModel:
         *,
         most_tokens: int,
         answers: int | None = None,
+        constraint: Callable[[], Constraint] | None = None,
         adapter: str | None = None,
         planned: PlannedMember | None = None,
         segments: tuple[Segment, ...] = (),
@@ -57,6 +62,7 @@ class EngineModel:
             metrics: Where its times are counted.
             most_tokens: Most tokens of one answer, and how many there are when the body does not say.
             answers: For each prompt; None: what the body says.
+            constraint: What each answer is held to.
             adapter: Of the model, by name.
             planned: The place of the only prompt in a batch's plan.
             segments: Of the only prompt.
@@ -76,14 +82,26 @@ class EngineModel:
                 raise too_long(f"{len(prompt):,}", wanted or 1, room)
             if not prompt or max(prompt) >= size:
                 raise ApiError(400, "prompt: it is empty, or a token is not the model's", param="prompt")
+            if body.rates_prompt and len(prompt) > LONGEST_RATED:
+                raise ApiError(
+                    400, f"logprobs of more than {LONGEST_RATED:,} prompt tokens are not offered", param="echo",
+                    code="unsupported_value",
+                )  # fmt: skip
             limit = min(most_tokens if wanted is None else wanted, room - len(prompt), most_tokens)
-            params = body.params(limit, answers)
+            params = body.params(limit, answers, constraint)
             self._require_tokens(params)
             requests.append(_request(prompt, params, tenant, body.windlass, key, planned, segments))
         call = EngineCall(self.engine, requests, self.model.tokenizer.vocabulary, metrics)
         self._open.add(call)
         call.when_done(lambda: self._open.discard(call))
         return call
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """What answers can be held to."""
+        vocabulary = self.model.tokenizer.vocabulary
+        tokens = map(vocabulary.bytes_of, range(self.model.decoder.config.vocab_size))
+        return Grammars(tokens, self.engine.engine.end_ids)
 
     @property
     def busy(self) -> bool:
@@ -168,10 +186,10 @@ def _request(
         tenant=tenant.name,
         adapter=adapter,
         priority=options.priority or 0,
-        cache=options.cache != "off",
+        cache=options.cache != "off" and params.prompt_logprobs is None,
         segments=segments,
         reuse_chunks=options.cache == "chunks",
-        shared=planned,
+        shared=planned if params.prompt_logprobs is None else None,
         arrival=time.monotonic(),
         deadline=deadline,
     )

@@ -31,6 +31,7 @@ from windlass.app.http.openai_schema import (
 )
 from windlass.app.http.replies import ApiError, plain
 from windlass.app.http.services import CHARGED, Caller, Services, caller_of, services_of
+from windlass.app.http.structured import ToolCalls, with_tools
 from windlass.app.http.tenants import Tenant
 from windlass.core.errors import UsageError
 from windlass.serving.prompt import segmented
@@ -39,6 +40,7 @@ from windlass.serving.request import Segment
 if TYPE_CHECKING:
     from windlass.models.encoder import Encoder
     from windlass.retrieval.types import Answer
+    from windlass.serving.request import Constraint
 
 router = APIRouter(prefix="/v1")
 
@@ -172,7 +174,7 @@ def _chat_model_of(services: Services, body: SamplingBody) -> tuple[bool, str | 
 
 
 async def _model_chat(services: Services, caller: Caller, body: ChatRequest, adapter: str | None) -> Call:
-    messages = conversation(body.messages)
+    messages = with_tools(conversation(body.messages), body)
     model = await services.call(services.chat_model)
     if sum(len(message["content"]) for message in messages) > model.context_length * LONGEST_TOKEN:
         raise too_long("more", body.token_limit or 1, model.context_length)
@@ -182,12 +184,16 @@ async def _model_chat(services: Services, caller: Caller, body: ChatRequest, ada
         if adapter is not None:
             raise ApiError(400, "this server's model takes no adapters", param="model", code="feature_unavailable")
         return QueueCall(services.submit(caller, await services.call(_chat_work, services, caller.tenant, body)))
-    texts = body.chunk_texts
-    if not texts:
+    constraint = await services.call(lambda: engine.grammars.constraint(body))
+    texts, segments = body.chunk_texts, tuple[Segment, ...]()
+    if texts:
+        prompt, segments = await services.call(segmented, engine.model.tokenizer, messages, texts)
+    else:
         prompt = await services.call(engine.model.tokenizer.chat, messages)
-        return _start(services, caller, engine, [prompt], body, adapter=adapter)
-    prompt, segments = await services.call(segmented, engine.model.tokenizer, messages, texts)
-    return _start(services, caller, engine, [prompt], body, adapter=adapter, segments=segments)
+    call = _start(
+        services, caller, engine, [prompt], body, adapter=adapter, segments=segments, constraint=constraint
+    )  # fmt: skip
+    return ToolCalls(call) if body.usable_tools else call
 
 
 def _start(
@@ -196,14 +202,16 @@ def _start(
     engine: EngineModel,
     prompts: list[list[int]],
     body: SamplingBody,
+    *,
     answers: int | None = None,
     adapter: str | None = None,
     segments: tuple[Segment, ...] = (),
+    constraint: Callable[[], Constraint] | None = None,
 ) -> EngineCall:
     most = services.pipeline.settings.server.max_tokens
     call = engine.start(
         prompts, body, caller.tenant, services.metrics, most_tokens=most, answers=answers, adapter=adapter,
-        planned=caller.planned if len(prompts) == 1 else None, segments=segments,
+        planned=caller.planned if len(prompts) == 1 else None, segments=segments, constraint=constraint,
     )  # fmt: skip
     call.when_done(lambda: services.admission.charge(caller.tenant, call.tokens_used))
     services.track(caller, call)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Any
 
-from windlass.app.http.completion import Call, Choice, Completion, Piece, TokenChance
+from windlass.app.http.completion import Call, Choice, Completion, Piece, TokenChance, ToolCall
 from windlass.app.http.event_stream import DONE, PING, event
 
 
@@ -44,7 +44,8 @@ class Reply(ABC):
             yield PING if piece is None else self._chunk(self._part(piece), no_usage)
         completion = await call.result()
         for choice in completion.choices:
-            yield self._chunk(self._end(choice), {**no_usage, **completion.extra})
+            for closing in self._closings(choice):
+                yield self._chunk(closing, {**no_usage, **completion.extra})
         if include_usage:
             yield event({**self._frame(self.chunk_kind), "choices": [], "usage": completion.usage})
         yield DONE
@@ -62,7 +63,7 @@ class Reply(ABC):
     def _part(self, piece: Piece) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _end(self, choice: Choice) -> dict[str, Any]: ...
+    def _closings(self, choice: Choice) -> list[dict[str, Any]]: ...
 
     @abstractmethod
     def _choice(self, choice: Choice) -> dict[str, Any]: ...
@@ -79,11 +80,15 @@ class ChatReply(Reply):
     def _part(self, piece: Piece) -> dict[str, Any]:
         return _delta(piece.index, {"content": piece.text}, logprobs=_chat_logprobs(piece.tokens or None))
 
-    def _end(self, choice: Choice) -> dict[str, Any]:
-        return _delta(choice.index, {}, choice.finish)
+    def _closings(self, choice: Choice) -> list[dict[str, Any]]:
+        calls = [{"index": place, **_tool_call(call)} for place, call in enumerate(choice.tool_calls)]
+        called = [_delta(choice.index, {"tool_calls": calls})] if calls else []
+        return [*called, _delta(choice.index, {}, choice.finish)]
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text}
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+        if choice.tool_calls:
+            message = {**message, "content": None, "tool_calls": [_tool_call(call) for call in choice.tool_calls]}
         logprobs = _chat_logprobs(choice.tokens)
         return {"index": choice.index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
 
@@ -111,12 +116,20 @@ class TextReply(Reply):
         self._lengths[piece.index] += sum(len(token.text) for token in piece.tokens)
         return _text(piece.index, piece.text, logprobs=logprobs)
 
-    def _end(self, choice: Choice) -> dict[str, Any]:
-        return _text(choice.index, "", choice.finish)
+    def _closings(self, choice: Choice) -> list[dict[str, Any]]:
+        return [_text(choice.index, "", choice.finish)]
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         echo = self._echoes[choice.index]
-        return _text(choice.index, echo + choice.text, choice.finish, _text_logprobs(choice.tokens, len(echo)))
+        if choice.prompt:
+            logprobs = _text_logprobs((*choice.prompt, *(choice.tokens or ())), 0)
+        else:
+            logprobs = _text_logprobs(choice.tokens, len(echo))
+        return _text(choice.index, echo + choice.text, choice.finish, logprobs)
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _delta(
@@ -151,6 +164,8 @@ def _text_logprobs(tokens: tuple[TokenChance, ...] | None, offset: int) -> dict[
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [{other.text: other.logprob for other in token.top} for token in tokens],
+        "top_logprobs": [
+            None if token.logprob is None else {other.text: other.logprob for other in token.top} for token in tokens
+        ],
         "text_offset": offsets,
     }

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from windlass.app.http.replies import ApiError
-from windlass.serving.request import SamplingParams
+from windlass.serving.json_grammar import tool_call_text
+from windlass.serving.request import Constraint, SamplingParams
 
 MOST_MESSAGES = 1024
 MOST_INPUTS = 2048
 MOST_TOKENS = 1_000_000
 MOST_CHOICES = 128
 MOST_CHANCES = 20
+MOST_TOOLS = 128
 FOLDER_MODEL = "windlass"
 """The model that answers from the folder."""
 LARGEST_SEED = (1 << 63) - 1
@@ -24,9 +26,9 @@ LARGEST_SEED = (1 << 63) - 1
 _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "suffix": (None, ""),
@@ -42,9 +44,11 @@ _OF_THE_ENGINE: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1),
     "top_k": (None, 0),
     "min_p": (None, 0),
+    "tools": (None, []),
 }
 _OF_THE_FOLDER, _OF_THE_MODEL = ("k", "mode"), ("priority", "deadline_ms", "cache", "segments", "adapter")
 
+ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
@@ -63,14 +67,37 @@ class ContentPart(_Body):
     text: str | None = None
 
 
-class Message(_Body):
-    """One turn of a conversation."""
+class FunctionCall(_Body):
+    """A call that a model made, its arguments as the text of a JSON object."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ContentPart], Field(max_length=256)]
+    name: ToolName
+    arguments: str
+
+
+class MadeCall(_Body):
+    """A call in the message that made it."""
+
+    id: Annotated[str, StringConstraints(max_length=256)]
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(_Body):
+    """One turn of a conversation. `tool` brings what a call gave back."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[ContentPart], Field(max_length=256)] | None = None
+    tool_calls: Annotated[list[MadeCall], Field(max_length=64)] | None = None
+    tool_call_id: Annotated[str, StringConstraints(max_length=256)] | None = None
 
     def text(self, place: int) -> str:
         """The content as one text; `place` is the message's index, for the error."""
+        if self.tool_calls:
+            calls = [tool_call_text(call.function.name, call.function.arguments) for call in self.tool_calls]
+            return "\n".join([self.content, *calls] if isinstance(self.content, str) and self.content else calls)
+        if self.content is None:
+            param = f"messages.{place}.content"
+            raise ApiError(400, f"{param}: it is missing", param=param, code="invalid_value")
         if isinstance(self.content, str):
             return self.content
         for index, part in enumerate(self.content):
@@ -78,6 +105,50 @@ class Message(_Body):
                 param = f"messages.{place}.content.{index}"
                 raise ApiError(400, f"{param}: only text is understood", param=param, code="unsupported_content")
         return "\n".join(part.text or "" for part in self.content)
+
+
+class JsonSchema(_Body):
+    """A named schema for answers."""
+
+    name: str
+    # `schema` is a method of every model, so the field goes by another name here.
+    body: dict[str, Any] | bool = Field(True, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """What an answer must be: any text, a JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Function(_Body):
+    """A function that a model may call."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(_Body):
+    """Something a model may call; functions only."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(_Body):
+    """The name of a function."""
+
+    name: ToolName
+
+
+class NamedTool(_Body):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class StreamOptions(_Body):
@@ -171,12 +242,18 @@ class SamplingBody(_Body):
         """
         self._refuse_options(_OF_THE_FOLDER, f"only for the model {FOLDER_MODEL}")
 
-    def params(self, most_tokens: int, answers: int | None = None) -> SamplingParams:
+    def params(
+        self,
+        most_tokens: int,
+        answers: int | None = None,
+        constraint: Callable[[], Constraint] | None = None,
+    ) -> SamplingParams:
         """How the engine draws tokens for this.
 
         Args:
             most_tokens: Of one answer.
             answers: How many; None: as the body says.
+            constraint: What each is held to.
         """
         return SamplingParams(
             max_tokens=most_tokens,
@@ -193,7 +270,14 @@ class SamplingBody(_Body):
             repetition_penalty=self.repetition_penalty or 1.0,
             logit_bias=self._biases(),
             n=answers or self.n or 1,
+            constraint=constraint,
+            prompt_logprobs=self.token_chances if self.rates_prompt else None,
         )
+
+    @property
+    def rates_prompt(self) -> bool:
+        """Whether the chances of the prompt's tokens are wanted, too."""
+        return False
 
     @property
     def chunk_texts(self) -> list[str]:
@@ -235,13 +319,54 @@ class ChatRequest(SamplingBody):
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_CHANCES)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
 
     def check(self) -> None:
         super().check()
+        self._check_tools()
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
         if self.max_tokens == 0:
             raise ApiError(400, "max_tokens: at least 1 is needed", param="max_tokens", code="invalid_value")
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ApiError(400, "tools: two have the same name", param="tools", code="invalid_value")
+        choice = self.tool_choice
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            raise ApiError(400, f"tool_choice: no tool {choice.function.name!r}", param="tool_choice")
+        if choice == "required" and not names:
+            raise ApiError(400, "tool_choice: there are no tools", param="tool_choice", code="invalid_value")
+        wanted = self.response_format
+        if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
+            param = "response_format.json_schema"
+            raise ApiError(400, f"{param}: it is missing", param=param, code="invalid_value")
+        if wanted is not None and wanted.type != "text" and self.usable_tools:
+            raise ApiError(400, "response_format cannot be kept beside tools", param="response_format")
+
+    def check_without_engine(self, model: str) -> None:
+        super().check_without_engine(model)
+        if self.response_format is not None and self.response_format.type != "text":
+            raise ApiError(
+                400, f"response_format is not supported by {model}", param="response_format",
+                code="unsupported_parameter",
+            )  # fmt: skip
+
+    @property
+    def usable_tools(self) -> list[Function]:
+        """Functions that may be called in this answer."""
+        if self.tool_choice == "none":
+            return []
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        return [tool.function for tool in self.tools or () if named in (None, tool.function.name)]
+
+    @property
+    def may_write_text(self) -> bool:
+        """Whether an answer without a call is one."""
+        return self.tool_choice in (None, "auto", "none")
 
     @property
     def token_limit(self) -> int | None:
@@ -271,12 +396,17 @@ class CompletionRequest(SamplingBody):
             raise ApiError(400, f"best_of is less than n, which is {self.n}", param="best_of", code="invalid_value")
         if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
             raise ApiError(400, "best_of cannot be streamed", param="best_of", code="invalid_value")
-        if self.echo and self.logprobs is not None:
-            raise ApiError(400, "logprobs of an echoed prompt are not offered", param="echo", code="unsupported_value")
+        if self.rates_prompt and self.stream:
+            raise ApiError(400, "logprobs of a prompt cannot be streamed", param="echo", code="invalid_value")
         if len(self.prompts) * (self.best_of or self.n or 1) > MOST_CHOICES:
             raise ApiError(
                 400, f"at most {MOST_CHOICES} answers are made for one call", param="n", code="invalid_value"
             )
+
+    @property
+    def rates_prompt(self) -> bool:
+        """Whether the chances of the prompt's tokens are wanted, too."""
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -305,10 +435,13 @@ def conversation(messages: Sequence[Message]) -> list[dict[str, str]]:
     Raises:
         ApiError: One has content that is not text.
     """
-    return [
-        {"role": "system" if message.role == "developer" else message.role, "content": message.text(place)}
-        for place, message in enumerate(messages)
-    ]
+    turns = []
+    for place, message in enumerate(messages):
+        text = message.text(place)
+        # Chat templates of small models know three roles; what a call gave back is told as what somebody said.
+        role = {"developer": "system", "tool": "user"}.get(message.role, message.role)
+        turns.append({"role": role, "content": f"The call returned: {text}" if message.role == "tool" else text})
+    return turns
 
 
 class EmbeddingRequest(_Body):

@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from windlass import __version__
-from windlass.app.http import adapter_api, batch_api, openai_api, search_api, token_api
+from windlass.app.http import adapter_api, batch_api, cache_api, openai_api, search_api, token_api
 from windlass.app.http.batches import BatchRunner
 from windlass.app.http.connections import PatientProtocol
 from windlass.app.http.gate import Gate, is_loopback_name
@@ -101,7 +101,7 @@ def create_app(
     # The interactive documentation of the framework loads its scripts from another host.
     app = FastAPI(title="Windlass", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
     app.state.services = services
-    for part in (openai_api, token_api, batch_api, search_api, adapter_api):
+    for part in (openai_api, token_api, batch_api, search_api, adapter_api, cache_api):
         app.include_router(part.router)
     add_error_handlers(app)
     if page:

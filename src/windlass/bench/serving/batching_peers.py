@@ -1,10 +1,11 @@
-"""What other engines do with many requests at once: transformers' continuous batching, llama.cpp's batches.
+"""What other engines do with many requests at once: transformers' continuous batching, llama.cpp's batches (a child).
 
 Both run the very file that our engine runs, on the same number of threads, token for token the same work.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass.bench.harness import peer_module
+from windlass.bench.serving.llama_batches import BatchedLlamaCpp
 from windlass.core import settings
 from windlass.models.hugging_face import save_hugging_face
 from windlass.models.store import locate
@@ -26,7 +28,15 @@ def model_file() -> Path:
 
 
 def cpu_threads() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def batched_llama_cpp() -> BatchedLlamaCpp | None:
+    """llama.cpp in a process of its own; None when it is not installed."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        return None
+    return BatchedLlamaCpp(model_file(), tuple(range(1, cpu_threads() + 1)))
 
 
 class ContinuousTransformers:
@@ -72,63 +82,3 @@ class ContinuousTransformers:
         stamps = [answer.timestamps for answer in answers.values()]
         gaps = [later - earlier for line in stamps for earlier, later in itertools.pairwise(line)]
         return sum(len(answer.generated_tokens) for answer in answers.values()) / seconds, max(gaps)
-
-
-class BatchedLlamaCpp:
-    """llama.cpp's own batches: one token of every sequence in each call of `llama_decode`."""
-
-    name = "llama.cpp"
-
-    def __init__(self, library: Any, path: Path, sequences: int) -> None:
-        self._lib = library
-        # Kept as long as this object: the library calls it at any time.
-        self._silence = library.llama_log_callback(lambda *_: None)
-        library.llama_log_set(self._silence, None)
-        library.llama_backend_init()
-        self._model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
-        options = library.llama_context_default_params()
-        options.n_ctx, options.n_seq_max = 128 * sequences, sequences
-        options.n_batch = options.n_ubatch = 32 * sequences
-        options.n_threads = options.n_threads_batch = cpu_threads()
-        self._context = library.llama_init_from_model(self._model, options)
-        self._batch = library.llama_batch_init(32 * sequences, 0, 1)
-
-    @classmethod
-    def load(cls) -> BatchedLlamaCpp | None:
-        """The model in llama.cpp; None when it is not installed."""
-        library = peer_module("llama_cpp")
-        return None if library is None else cls(library, model_file(), 32)
-
-    def run(self, size: int, steps: int) -> float:
-        """Tokens a second of `size` greedy generations behind prompts of 32 tokens."""
-        import time
-
-        import numpy as np
-
-        lib, vocabulary = self._lib, self._lib.llama_vocab_n_tokens(self._lib.llama_model_get_vocab(self._model))
-        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
-        self._decode([(100 + seq + at, at, seq, at == 31) for seq in range(size) for at in range(32)])
-        tokens = [1] * size
-        started = time.perf_counter()
-        for step in range(steps):
-            self._decode([(token, 32 + step, seq, True) for seq, token in enumerate(tokens)])
-            for seq in range(size):
-                logits = np.ctypeslib.as_array(lib.llama_get_logits_ith(self._context, seq), (vocabulary,))
-                tokens[seq] = int(logits.argmax())
-        return size * steps / (time.perf_counter() - started)
-
-    def close(self) -> None:
-        """Give its memory back."""
-        self._lib.llama_batch_free(self._batch)
-        self._lib.llama_free(self._context)
-        self._lib.llama_model_free(self._model)
-
-    def _decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
-        batch = self._batch
-        batch.n_tokens = len(entries)
-        for place, (token, position, seq, wanted) in enumerate(entries):
-            batch.token[place], batch.pos[place], batch.logits[place] = token, position, wanted
-            batch.n_seq_id[place], batch.seq_id[place][0] = 1, seq
-        status = self._lib.llama_decode(self._context, batch)
-        if status != 0:
-            raise RuntimeError(f"llama_decode returned {status}")

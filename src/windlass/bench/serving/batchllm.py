@@ -74,7 +74,7 @@ def _questions(model: LocalModel, count: int, seed: int) -> list[list[int]]:
                 body = f"{_INSTRUCTION}\n\nPassage: {text}\n\nQuestion: {question}\nAnswer:"
                 prompts.append(model.tokenizer.chat([{"role": "user", "content": body}]))
     chosen = prompts[:count]
-    draw.shuffle(chosen)  # type: ignore[arg-type]
+    draw.shuffle(chosen)
     return chosen
 
 

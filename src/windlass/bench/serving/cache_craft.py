@@ -3,9 +3,9 @@
 Questions of XQuAD about six articles (`--quick`: two), each over three of the article's five passages in random order,
 some asked often (Zipf), so that most passages were seen before, as in the paper's production traces. After a warm-up,
 every question goes by turns through engines that share nothing but the weights: one that computes everything, one with
-the prefix tree (what other engines have), copies without repair, the paper's rule of repair, the first tokens of each
-passage, and ours. The known answer is forced, so that what the model finds likely can be compared token by token with
-the full computation.
+the prefix tree (what other engines have), copies without repair, the paper's rule of which tokens are repaired (not
+`--quick`), and ours. The known answer is forced, so that what the model finds likely can be compared with the full
+computation token by token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from windlass.serving.engine import Engine
 from windlass.serving.kv import KVManager
 from windlass.serving.local_engine import chunk_cache
 from windlass.serving.numba_executor import NumbaExecutor
-from windlass.serving.request import Request, SamplingParams, Sequence, tokens_of
+from windlass.serving.request import Request, SamplingParams, tokens_of
 from windlass.serving.scheduler import StallFree
 
 PASSAGES, PAGES, BUDGET, MOST_FORCED = 3, 1200, 64, 8
@@ -81,8 +81,7 @@ class _Side:
         cache = None if chunks is None else chunk_cache(decoder, pool, model.fingerprint, chunks)
         kv = KVManager(pool, PAGES, share_prefixes=prefixes, revision=model.fingerprint, chunks=cache)
         self._heard = _Heard(decoder)
-        self._forced: list[int] = []
-        executor = NumbaExecutor(self._heard, pool, mask=self._only_forced)
+        executor = NumbaExecutor(self._heard, pool)
         self._engine = Engine(executor, StallFree(BUDGET), kv, WallClock())
         self._reuse = chunks is not None
         self.asked: list[_Asked] = []
@@ -90,10 +89,13 @@ class _Side:
 
     def ask(self, question: PassageQuestion) -> None:
         prompt, segments = question.prompt(self._tokenizer)
-        self._forced = self._tokenizer.encode(" " + question.answer)[:MOST_FORCED]
+        forced = self._tokenizer.encode(" " + question.answer)[:MOST_FORCED]
+        vocabulary = self._heard.config.vocab_size
         self._heard.logits.clear()
         request = Request(
-            f"q{len(self.asked)}", tokens_of(prompt), SamplingParams(max_tokens=len(self._forced), ignore_eos=True),
+            f"q{len(self.asked)}", tokens_of(prompt), SamplingParams(
+                max_tokens=len(forced), ignore_eos=True, constraint=lambda: _Forced(forced, vocabulary)
+            ),
             segments=segments, reuse_chunks=self._reuse,
         )  # fmt: skip
         before, cpu, started = self._engine.metrics.computed_tokens, time.process_time(), time.perf_counter()
@@ -114,22 +116,33 @@ class _Side:
         self.asked.clear()
         self.taken = self.repaired = 0
 
-    def _only_forced(self, seq: Sequence) -> NDArray[np.bool_]:
-        allowed = np.zeros(self._heard.config.vocab_size, np.bool_)
-        allowed[self._forced[seq.made]] = True
-        return allowed
+
+class _Forced:
+    """Holds an answer to given tokens; a `Constraint`."""
+
+    done = False
+
+    def __init__(self, tokens: list[int], vocabulary: int) -> None:
+        self._left, self._vocabulary = iter(tokens), vocabulary
+
+    def allowed(self) -> NDArray[np.bool_]:
+        mask = np.zeros(self._vocabulary, np.bool_)
+        mask[next(self._left)] = True
+        return mask
+
+    def take(self, token: int) -> None:
+        pass
 
 
-@dataclass(slots=True)
+@dataclass
 class _Heard:
     """The model, and all logits it gave."""
 
     decoder: Any
     logits: list[NDArray[np.float32]] = field(default_factory=list)
 
-    @property
-    def config(self) -> Any:
-        return self.decoder.config
+    def __post_init__(self) -> None:
+        self.config = self.decoder.config
 
     def forward_tokens(self, *args: Any, **options: Any) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self.decoder.forward_tokens(*args, **options)
@@ -147,7 +160,6 @@ def _sides(model: LocalModel, quick: bool) -> dict[str, _Side]:
     }
     if not quick:
         options["the paper's rule"] = (ChunkOptions(probe_tokens=0, head_tokens=0), True)
-        options["first tokens"] = (ChunkOptions(probe_tokens=0, head_tokens=1 << 20), True)
     return {name: _Side(model, chunks, prefixes=prefixes) for name, (chunks, prefixes) in options.items()}
 
 

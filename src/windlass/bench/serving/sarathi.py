@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from windlass.bench.harness import BenchContext
 from windlass.bench.report import BenchReport, Metric, metric
 from windlass.bench.serving import batching_peers
+from windlass.bench.serving.llama_batches import BatchedLlamaCpp
 from windlass.bench.serving.real_engine import Timeline, default_model, fresh_engine, request, run_all
 from windlass.bench.serving.replayed import replay_metrics
 from windlass.bench.serving.sarathi_simulated import simulated_metrics
@@ -46,7 +47,7 @@ def run(context: BenchContext) -> BenchReport:
     ]
     if not context.quick:
         metrics += _mixed_requests(context, decoder)
-        metrics += replay_metrics(context, decoder, step_time)
+        metrics += replay_metrics(context, decoder)
     return context.report(
         mode="measured",
         workload=f"default model, {DECODING} generations, then a prompt of {long_prompt} tokens; policies by turns",
@@ -167,7 +168,7 @@ def _batched_decoding(context: BenchContext, decoder: CpuEngine) -> list[Metric]
     """Tokens a second of 8 and 32 generations at once, prompts of 32 tokens apart from the count."""
     steps = 8 if context.quick else 32
     metrics = []
-    peer = batching_peers.BatchedLlamaCpp.load()
+    peer = batching_peers.batched_llama_cpp()
     for size in (8, 32):
         ours, theirs = [], []
         for _ in range(1 if context.quick else 3):
@@ -178,7 +179,7 @@ def _batched_decoding(context: BenchContext, decoder: CpuEngine) -> list[Metric]
         metrics.append(
             metric(
                 f"decoding, batch {size}", "tokens/s", statistics.median(ours), better="higher",
-                peer=statistics.median(theirs) if theirs else None, peer_name=batching_peers.BatchedLlamaCpp.name,
+                peer=statistics.median(theirs) if theirs else None, peer_name=BatchedLlamaCpp.name,
                 note=_spread(ours, "tokens/s"),
             )
         )  # fmt: skip
