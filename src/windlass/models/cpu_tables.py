@@ -14,9 +14,10 @@ from numpy.typing import NDArray
     TOKEN_ADAPTERS, ADAPTERS, ADAPTER_SCALES, ADAPTER_CELLS, SHRUNK,
     X, QKV, MIXED, INNER_STATE, CODES, STEPS, CODE_SUMS, PARTS, QUERIES, STATES, TOPS,
     NORMED, SUMS, MORE, SCORES, OWN_QUERIES, TWICE, PAIR, RANKED, CANDIDATE_TILES, INPUTS,
+    STRETCH_SUMS,
     BUDGETS, NEWEST, SKETCH, SKETCHED, VERSIONS, PAGE_BOUNDS, PAGE_RANKS, READ_PAGES, READ_STARTS, READ_BEGINS,
     READ_LENGTHS,
-) = range(65)  # fmt: skip
+) = range(66)  # fmt: skip
 """Arrays of a step (`kernels.views`): of the model, of the batch, of the pool and the results, and memory to work in.
 
 Of the model: `ARENA` uint8, `PLAN` int64 [layers + 1, 7, 6] and `EXTRAS` int64 [layers, 5] as `cpu_packing` describes
@@ -33,7 +34,7 @@ highest `RANKED`. From `BUDGETS` on it is about tokens that read a part of their
 `SKETCH` uint16 [pages, layers, key heads, 2 * head_dim] holds what `SKETCHED` int64 [pages, layers, key heads] says it
 does, of each page the version in `VERSIONS` int64 [pages]; the rest is a thread's own, the runs that it reads the last.
 """
-ARRAYS = 65
+ARRAYS = 66
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
 """Rows of `PLAN` in a layer: its matrices; in the row after the last layer: below."""
 EMBEDDING, HEAD, COARSE = range(3)

@@ -1,6 +1,6 @@
 """`sarathi`: does a long prompt stall the generations that are running?
 
-Six generations run on the default model when a prompt of 2,500 tokens arrives (`--quick`: 400). The same engine and
+Six generations run on the default model when a prompt of 2,500 tokens arrives (`--quick`: 256). The same engine and
 model under four policies, by turns: prompts first, as vLLM; whole prompts beside generations, as Orca; chunks beside
 generations with a fixed budget, and with a budget in seconds. Then 16 mixed requests at once against the continuous
 batching of transformers (not `--quick`), decoding in batches against llama.cpp, what a scheduling decision costs, and
@@ -32,7 +32,7 @@ from windlass.serving.step_time import measure
 
 BUDGET = 64
 DECODING = 6
-LONG, LONG_QUICK = 2_500, 400
+LONG, LONG_QUICK = 2_500, 256
 
 
 def run(context: BenchContext) -> BenchReport:
@@ -122,7 +122,7 @@ def _stalls(context: BenchContext, decoder: CpuEngine, step_time: StepFit, long_
 def _one_stall(decoder: CpuEngine, policy: Scheduler, long_prompt: int) -> _Stall:
     engine, line = fresh_engine(decoder, policy), Timeline()
     names = [f"g{number}" for number in range(DECODING)]
-    made = 24 + long_prompt // BUDGET + 12
+    made = 12 + long_prompt // BUDGET + 8
     for name in names:
         engine.submit(request(name, 24, made))
     run_all(engine, line, until=lambda: len(line.times.get(names[-1], ())) >= 8)
@@ -165,17 +165,17 @@ def _mixed_requests(context: BenchContext, decoder: CpuEngine) -> list[Metric]:
 
 
 def _batched_decoding(context: BenchContext, decoder: CpuEngine) -> list[Metric]:
-    """Tokens a second of 8 and 32 generations at once, prompts of 32 tokens apart from the count."""
-    steps = 8 if context.quick else 32
+    """Tokens a second of 8 and 32 generations at once, their prompts apart from the count."""
+    prompt, steps = (4, 8) if context.quick else (32, 32)
     metrics = []
     peer = batching_peers.batched_llama_cpp()
     for size in (8, 32):
         ours, theirs = [], []
         for _ in range(1 if context.quick else 3):
             check_cancelled(context.progress)
-            ours.append(_decoding_rate(decoder, size, steps))
+            ours.append(_decoding_rate(decoder, size, prompt, steps))
             if peer is not None:
-                theirs.append(peer.run(size, steps))
+                theirs.append(peer.run(size, prompt, steps))
         metrics.append(
             metric(
                 f"decoding, batch {size}", "tokens/s", statistics.median(ours), better="higher",
@@ -188,10 +188,10 @@ def _batched_decoding(context: BenchContext, decoder: CpuEngine) -> list[Metric]
     return metrics
 
 
-def _decoding_rate(decoder: CpuEngine, size: int, steps: int) -> float:
-    engine, line = fresh_engine(decoder, StallFree(32 * size)), Timeline()
+def _decoding_rate(decoder: CpuEngine, size: int, prompt: int, steps: int) -> float:
+    engine, line = fresh_engine(decoder, StallFree(prompt * size)), Timeline()
     for number in range(size):
-        engine.submit(request(f"d{number}", 32, steps + 1))
+        engine.submit(request(f"d{number}", prompt, steps + 1))
     run_all(engine, line, until=lambda: len(line.times) == size)
     return size * steps / run_all(engine, line)
 
