@@ -69,9 +69,12 @@ class Visit:
         self.page.wait_for_selector(".graph-chart canvas, .view-graph .empty", timeout=60_000)
         self.page.wait_for_timeout(2_000)
         self.shoot("graph")
-        chart = self.page.locator(".graph-chart canvas").first
-        if chart.count():
-            chart.hover()
+        chart = self.page.locator(".graph-chart")
+        if chart.locator("canvas").count():
+            chart.scroll_into_view_if_needed()
+            box = chart.bounding_box()
+            assert box is not None
+            self.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
             self.page.mouse.wheel(0, -600)
             self.page.wait_for_timeout(1_000)
             self.shoot("graph-near")

@@ -86,7 +86,8 @@ def test_a_stopped_run_goes_on_and_loses_and_doubles_nothing(tiny: LocalModel, t
     with pytest.raises(Cancelled):
         run_file(tiny, source, out, StopsAfter(3))
     raw = partial.read_bytes()
-    kept = raw.count(b"\n") - (cut > 0)
+    # Without its line end an answer is still whole, and its checksum says so.
+    kept = raw.count(b"\n") - (cut > 1)
     partial.write_bytes(raw[: len(raw) - cut])
     report = run_file(tiny, source, out, Silent(), resume=True)
     assert report.known == kept and report.answered == 8 - kept

@@ -13,6 +13,7 @@ from windlass.graphs.communities import CommunityIndex, _gap
 from windlass.graphs.graph import Graph
 from windlass.graphs.pagerank import personalized_pagerank
 from windlass.kernels import minhash
+from windlass.kernels.signature_matches import exact_jaccard
 
 
 def followers(seed: int, groups: int = 6, accounts: int = 30, fans: int = 80, noise: int = 300) -> Graph:
@@ -119,6 +120,39 @@ def test_rankings_equal_the_dense_reference() -> None:
         members.append(max(rest, key=lambda node: (similar[node, members].mean(), -node)))
     grown = index.query([3, 8], 10, method="agglomerative")
     assert grown.members.tolist() == [int(node) for node in members[2:]]
+
+
+@pytest.mark.parametrize("side", ["in", "out", "both"])
+def test_with_the_graph_similarities_are_exact(side: Any) -> None:
+    graph = followers(9, noise=4000)
+    index = CommunityIndex.build(graph, K=128, side=side, min_degree=1)
+    around = {"in": graph.transposed, "out": graph}.get(side) or Graph.from_edges(
+        *graph.edges()[:2], num_nodes=graph.num_nodes
+    )
+    seeds = [500, 501] if side == "out" else [3, 8]
+    found = index.query(seeds, 15, graph=graph)
+    rows = [set(around.neighbors(node).tolist()) for node in range(graph.num_nodes)]
+
+    def mean(node: int) -> float:
+        return float(np.mean([len(rows[node] & rows[seed]) / len(rows[node] | rows[seed]) for seed in seeds]))
+
+    np.testing.assert_allclose(found.scores, [mean(node) for node in found.members.tolist()], atol=1e-6)
+    if side == "in":
+        best = sorted((node for node in range(180) if node not in seeds), key=lambda node: (-mean(node), node))[:15]
+        assert len(set(best) & set(found.members.tolist())) >= 14
+    with pytest.raises(UsageError, match="the graph has 3 nodes"):
+        index.query(seeds, graph=Graph.from_edges([0, 1], [1, 2]))
+
+
+def test_a_short_row_is_looked_up_in_a_long_one() -> None:
+    rows = [range(0, 4000, 3), [3, 9, 10, 3999], [], range(4000)]
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    indices = np.concatenate([np.array(row, np.int32) for row in rows])
+    out = np.empty((4, 4), np.float32)
+    exact_jaccard(indptr, indices, np.arange(4), np.arange(4), out)
+    sets = [set(row) for row in rows]
+    expected = [[len(a & b) / len(a | b) if a | b else 0 for b in sets] for a in sets]
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
 
 
 def test_a_prior_brings_in_what_similarity_cannot_see() -> None:

@@ -130,12 +130,13 @@ def test_a_node_given_by_its_neighbours_gets_its_own_vector() -> None:
         model.transform_new([[500]])
 
 
+@pytest.mark.parametrize("incremental", [False, True])
 @pytest.mark.parametrize("beta", [0.0, -0.6])
-def test_an_update_is_a_new_fit(beta: float) -> None:
+def test_an_update_is_a_new_fit(beta: float, incremental: bool) -> None:
     ring = np.arange(300)
     graph = Graph.from_edges(ring, (ring + 1) % 300)
     changed = Graph.from_edges([*ring, 5], [*((ring + 1) % 300), 9])
-    model = FastRP(32, (0, 1, 2), beta, standardize=False).fit(graph)
+    model = FastRP(32, (0, 1, 2), beta, standardize=False, incremental=incremental).fit(graph)
     before = model.embedding_.copy()
     found = model.update(changed, [5, 9])
     expected = FastRP(32, (0, 1, 2), beta, standardize=False).fit_transform(changed)
@@ -145,6 +146,41 @@ def test_an_update_is_a_new_fit(beta: float) -> None:
     assert np.abs(found[4:11] - before[4:11]).max() > 1e-3
     with pytest.raises(UsageError, match="the fit had 300"):
         model.update(Graph.from_edges([0], [1]), [0])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 999), st.booleans(), st.booleans(), st.sampled_from([0.0, -0.6]))
+def test_many_updates_stay_a_new_fit(seed: int, directed: bool, normalize: bool, beta: float) -> None:
+    random = np.random.default_rng(seed)
+    ends = random.integers(0, 90, (2, 150))
+    weights = random.uniform(0.5, 2, 150)
+    options: Any = {"standardize": False, "normalize": normalize, "seed": seed}
+    model = FastRP(16, (1, 0, 2), beta, incremental=True, **options)
+    model.fit(Graph.from_edges(*ends, weights, num_nodes=90, directed=directed))
+    for _ in range(3):
+        moved = random.choice(150, 2, replace=False)
+        before = ends[:, moved].ravel()
+        ends = ends.copy()
+        ends[1, moved] = random.integers(0, 90, 2)
+        graph = Graph.from_edges(*ends, weights, num_nodes=90, directed=directed)
+        found = model.update(graph, np.union1d(before, ends[:, moved].ravel()).tolist())
+        expected = FastRP(16, (1, 0, 2), beta, **options).fit_transform(graph)
+        np.testing.assert_allclose(found, expected, atol=2e-5 * max(1, np.abs(expected).max()))
+
+
+def test_an_update_computes_what_a_change_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = np.arange(3000)
+    model = FastRP(8, (0, 1, 2), incremental=True).fit(Graph.from_edges(ring, (ring + 1) % 3000))
+    sizes: list[int] = []
+    spread = node_embeddings._spread
+
+    def counted(rows: Graph, *rest: Any) -> Any:
+        sizes.append(rows.num_nodes)
+        return spread(rows, *rest)
+
+    monkeypatch.setattr(node_embeddings, "_spread", counted)
+    model.update(Graph.from_edges([*ring, 5], [*((ring + 1) % 3000), 900]), [5, 900])
+    assert len(sizes) == 2 and max(sizes) < 30
 
 
 def test_nodes_without_edges_are_zeros_and_nothing_is_nan() -> None:

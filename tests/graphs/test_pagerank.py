@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from windlass.core.errors import GraphFormatError, IndexMismatchError, UsageError
+from windlass.core.errors import Cancelled, GraphFormatError, IndexMismatchError, UsageError
+from windlass.core.progress import Silent
 from windlass.core.tasks import TaskPool
 from windlass.graphs.graph import Graph
 from windlass.graphs.pagerank import Workplace, checked_seeds, personalized_pagerank, reaches
@@ -157,7 +158,93 @@ def test_the_same_bytes_whoever_walks(tmp_path: Path, weighted: bool) -> None:
     singles = [indexes[0].query(node, top=20) for node in range(40)]
     together = indexes[0].query_batch(list(range(40)), top=20)
     for number, single in enumerate(singles):
-        np.testing.assert_array_equal(single[0], together[number])
+        np.testing.assert_allclose(together[number][1], single[0][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("directed", [False, True])
+def test_a_batch_is_its_queries(monkeypatch: pytest.MonkeyPatch, shared: bool, directed: bool) -> None:
+    from windlass.graphs import pagerank_index
+
+    monkeypatch.setattr(pagerank_index, "_WORTH_SHARING", 0 if shared else 1e9)
+    graph = random_graph(11, n=400, edges=1600, directed=directed)
+    index = PPRIndex.build(graph, R=20)
+    queries: list[Any] = [*range(50), [3, 4], {7: 1.0, 9: 2.0}, *[5] * 9]
+    for threshold in (0.03, 1e-4):
+        together = index.query_batch(queries, threshold=threshold, top=30)
+        assert len(together) == len(queries)
+        for number, query in enumerate(queries):
+            single = index.query(query, threshold=threshold, top=30)[0]
+            ids, scores = together[number]
+            np.testing.assert_allclose(scores, single[1], rtol=2e-4, atol=1e-7)
+            full = index.query(query, threshold=threshold, top=None).dense(400)[0]
+            np.testing.assert_allclose(full[ids], scores, rtol=2e-4, atol=1e-7)
+            assert (np.diff(scores) <= 0).all() and len(set(ids.tolist())) == len(ids)
+    again = index.query_batch(queries, threshold=1e-4, top=30)
+    np.testing.assert_array_equal(again.ids, together.ids)  # nothing is left behind in the arrays
+
+
+def test_fingerprints_are_sorted_and_hold_every_visit() -> None:
+    graph = Graph.from_edges(np.zeros(300, int), np.arange(1, 301))  # the hub is visited past the counting sort's range
+    index = PPRIndex.build(graph, R=200, seed=2)
+    offsets, visits = index._arrays["offsets"], index._arrays["visits"].astype(int)
+    for node in range(301):
+        part = visits[offsets[node] : offsets[node + 1]]
+        assert (np.diff(part) <= 0).all() and part.sum() == index._arrays["totals"][node]
+        assert len(set(index._arrays["ids"][offsets[node] : offsets[node + 1]].tolist())) == len(part)
+
+
+class Stopping(Silent):
+    """Is cancelled after so many nodes."""
+
+    def __init__(self, nodes: int) -> None:
+        super().__init__()
+        self.left, self.resumed = nodes, 0
+
+    def advance(self, stage: str, done: int = 1, detail: str = "") -> None:
+        self.left -= done
+        self.resumed += done > 2048
+        if self.left <= 0:
+            self.cancel()
+
+
+def test_a_build_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from windlass.graphs import pagerank_index
+
+    monkeypatch.setattr(pagerank_index, "_BLOCK", 100)
+    monkeypatch.setattr(pagerank_index, "_BLOCKS_KEPT", 4)
+    graph = random_graph(12, n=2000, edges=6000)
+    whole = PPRIndex.build(graph, R=6)
+    with pytest.raises(Cancelled):
+        PPRIndex.build(graph, R=6, keep=tmp_path / "k", progress=Stopping(1100))
+    finished = sorted(path.name for path in (tmp_path / "k").iterdir())
+    assert len(finished) == 2
+    (tmp_path / "k" / finished[0] / "manifest.json").write_text("{")  # cut off while it was written
+    walked = []
+    walk = pagerank_index._walk
+    monkeypatch.setattr(pagerank_index, "_walk", lambda part: walked.append(part.nodes[0]) or walk(part))
+    again = PPRIndex.build(graph, R=6, keep=tmp_path / "k")
+    assert sorted(walked) == [at for at in range(0, 2000, 100) if not 400 <= at < 800]
+    assert not (tmp_path / "k").exists()
+    assert again.parameters == whole.parameters
+    for name, array in whole._arrays.items():
+        np.testing.assert_array_equal(array, again._arrays[name])
+    with pytest.raises(Cancelled):
+        PPRIndex.build(graph, R=6, keep=tmp_path / "k", progress=Stopping(1100))
+    other = PPRIndex.build(graph, R=7, keep=tmp_path / "k")  # what was kept had other parameters
+    np.testing.assert_array_equal(other._arrays["ids"], PPRIndex.build(graph, R=7)._arrays["ids"])
+
+
+@pytest.mark.peers
+def test_ray_walks_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    graph = random_graph(10, n=5000, edges=12000)
+    graph.save(tmp_path / "g")
+    kept = Graph.open(tmp_path / "g")
+    here = PPRIndex.build(kept, R=8)
+    there = PPRIndex.build(kept, R=8, task_pool=TaskPool("ray", 2))
+    for name, array in here._arrays.items():
+        np.testing.assert_array_equal(array, there._arrays[name])
 
 
 @settings(max_examples=10, deadline=None)
@@ -252,7 +339,7 @@ def test_an_index_of_another_graph_or_damaged_is_refused(tmp_path: Path) -> None
     np.testing.assert_array_equal(again.query(3)[0][0], index.query(3)[0][0])
     with pytest.raises(IndexMismatchError, match="another graph"):
         PPRIndex.open(tmp_path / "i", random_graph(2))
-    with pytest.raises(GraphFormatError, match="not a graph"):
+    with pytest.raises(GraphFormatError, match="format 2"):
         Graph.open(tmp_path / "i")
     file = next((tmp_path / "i").glob("ids-*.bin"))
     file.write_bytes(file.read_bytes()[:-2])

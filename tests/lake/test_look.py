@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.children import quick_folder
 from windlass.kernels import folder_listing
-from windlass.lake.look import Look, _Compiled, look_into
+from windlass.lake.look import Look, _Compiled, _packed, look_into
 
 pytestmark = pytest.mark.skipif(not folder_listing.available(), reason="the system lacks the calls")
 
@@ -84,6 +84,11 @@ def test_a_digest_tells_every_change_apart(tmp_path: Path) -> None:
         change()
         seen.add(look_into(folder, is_root=True).digest(b""))
     assert len(seen) == 7
+
+
+def test_inodes_of_all_64_bits_fit() -> None:
+    look = Look(b"fa", _packed([5, -7, 8, (1 << 64) - 3]), [])
+    assert list(look.records) == [(5, -7, 8, -3)]
 
 
 def test_a_folder_that_became_a_link_or_a_file_is_refused(tmp_path: Path) -> None:

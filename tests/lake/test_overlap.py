@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from itertools import permutations
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from windlass.core.errors import UsageError
+from windlass.lake import overlap as overlap_module
 from windlass.lake.containment import LakeTable
 from windlass.lake.hashing import hash_table, record_cells
 from windlass.lake.overlap import find_overlaps
@@ -73,7 +75,7 @@ def table_of(seed: int, rows: int, names: list[str]) -> Table:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.permutations([0, 1, 2]), st.integers(20, 80), st.integers(0, 9), st.integers(1, 3))
+@given(st.permutations([0, 1, 2]), st.integers(20, 80), st.integers(0, 9), st.integers(2, 3))
 def test_renamed_columns_are_paired_by_their_values(order: list[int], rows: int, own: int, width: int) -> None:
     names, records = table_of(1, 120, ["id", "depth", "place"])
     places = order[:width]
@@ -97,6 +99,17 @@ def test_renamed_columns_are_paired_by_their_values(order: list[int], rows: int,
     assert edge.renamed and edge.share == pytest.approx(best)
     assert dict(zip(edge.columns, edge.keys, strict=True)) == {f"c{place}": names[place] for place in places}
     assert not any(pair[0] == "z" for pair in found)
+
+
+@settings(deadline=None, max_examples=30)
+@given(lakes(), st.booleans())
+def test_fresh_tables_find_what_all_find(lake: list[Table], few: bool) -> None:
+    tables = [lake_table(f"{number:02}", table) for number, table in enumerate(lake)]
+    tables += [lake_table("child", table_of(1, 30, ["x", "y"])), lake_table("parent", table_of(1, 90, ["id", "depth"]))]
+    every = find_overlaps(tables)
+    with mock.patch.object(overlap_module, "_PAIRS_BY_PROFILE", 10_000 if few else 0):
+        for fresh in ({"child"}, {"parent"}, {"00"}):
+            assert find_overlaps(tables, fresh=fresh) == [e for e in every if fresh & {e.child, e.parent}]
 
 
 def test_only_pairs_of_fresh_tables() -> None:

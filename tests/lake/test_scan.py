@@ -26,6 +26,7 @@ from windlass.kernels import folder_listing  # noqa: F401  (so that the compiled
 from windlass.lake import look as look_module
 from windlass.lake import scan as scan_module
 from windlass.lake.scan import Catalog
+from windlass.lake.scan_update import Update
 from windlass.lake.walk import hash_file
 
 # --- any sequence of changes
@@ -94,8 +95,9 @@ def test_a_run_cut_short_leaves_no_digest_behind(tmp_path: Path, monkeypatch: py
         os.rename(tmp_path / "a", tmp_path.parent / "aside")
         whole = Catalog._hash_and_store
 
-        def cut_short(*arguments: object) -> None:
+        def cut_short(catalog: Catalog, entries: object, update: Update, *rest: object) -> None:
             with workspace.transaction() as connection:
+                update.drop_folders(connection)
                 connection.execute("DELETE FROM files WHERE path LIKE 'a/%'")
             raise Cancelled("cut short")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.models.test_cpu_engine import CASES, RoundedDecoder, Unpacked, relative, write
 from windlass.core.errors import UsageError
-from windlass.kernels.cpu_attention import CHUNK
+from windlass.kernels.context_chunks import CHUNK
 from windlass.models.cpu_engine import CpuEngine
 from windlass.models.decoder import rms_norm, rotate, silu, softmax
 from windlass.models.page_pool import PagePool

@@ -139,6 +139,14 @@ def test_one_gaussian_is_one_group_and_two_are_two():
     assert found[1] >= 39 and found[2] >= 39
 
 
+def test_two_groups_that_overlap_much_are_two():
+    points, truth = blobs([(0.0,), (2.8,)], 1500, 3)
+    model = ProbabilisticPartition().fit(points)
+    assert model.n_clusters_ == 2
+    assert max(np.mean(model.labels_ == truth), np.mean(model.labels_ != truth)) > 0.9
+    assert 0.2 < model.separable_mask_.mean() < 0.8
+
+
 def test_many_columns_are_searched_where_they_vary():
     rng = np.random.default_rng(0)
     points = rng.standard_normal((400, 60))

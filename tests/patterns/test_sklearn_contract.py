@@ -12,10 +12,28 @@ import pytest
 import windlass.patterns
 from windlass.patterns.completion import MatrixCompletion
 from windlass.patterns.kmedoids import KMedoids
+from windlass.patterns.occlusion import MaximalCauses
 from windlass.patterns.partition import ProbabilisticPartition
 from windlass.patterns.sampled_kmedoids import SampledKMedoids
+from windlass.patterns.sparse_coding import (
+    BinarySparseCoding,
+    DiscreteSparseCoding,
+    SpikeSlabSparseCoding,
+    TernarySparseCoding,
+)
 
-ESTIMATORS = [KMedoids(n_clusters=3), SampledKMedoids(n_clusters=3), MatrixCompletion(), ProbabilisticPartition()]
+QUICK = {"n_components": 3, "max_iter": 5}
+ESTIMATORS = [
+    KMedoids(n_clusters=3),
+    SampledKMedoids(n_clusters=3),
+    MatrixCompletion(),
+    ProbabilisticPartition(),
+    BinarySparseCoding(**QUICK),
+    TernarySparseCoding(**QUICK),
+    DiscreteSparseCoding(**QUICK),
+    SpikeSlabSparseCoding(**QUICK),
+    MaximalCauses(**QUICK),
+]
 
 DRAWN = "the start is drawn from the rows: with copies of rows instead of weights another start is drawn"
 EXPECTED = {

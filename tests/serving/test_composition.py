@@ -70,6 +70,8 @@ def test_everything_at_once_keeps_exact_answers_exact(model: CpuEngine, folder: 
     policy = Disturber(BatchScheduler(13), draw)
     both = All(model, folder, 40, policy)
     exact: list[Sequence] = []
+    for adapter in (None, "a0"):
+        both.ask(f"before {adapter}", [SYSTEM, C, A, B, words(1, 6)], adapter=adapter)
     beginning = words(50 + seed, 30)
     for request in planned([[*beginning, number, number] for number in range(5)], made=4):
         exact += both.engine.submit(request).sequences
@@ -77,7 +79,7 @@ def test_everything_at_once_keeps_exact_answers_exact(model: CpuEngine, folder: 
     handles = []
     for number in range(10):
         parts = [SYSTEM, *draw.sample([A, B, C], draw.randrange(1, 4)), words(number, 5)]
-        reuse, adapter = draw.random() < 0.6, draw.choice([None, "a0", "a2"])
+        reuse, adapter = draw.random() < 0.6, draw.choice([None, "a0", "a0", "a2"])
         handle = both.engine.submit(
             both.request(f"r{number}", parts, reuse=reuse, adapter=adapter, made=draw.randrange(1, 9))
         )

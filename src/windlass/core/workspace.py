@@ -287,6 +287,10 @@ class Workspace:
         """SQLite's errors as ours, those of a wrong statement excepted: they are bugs."""
         try:
             yield
+        except UnicodeDecodeError as error:  # a damaged name in SQLite's own message, or a damaged text
+            raise WorkspaceError(
+                f"{self.database} is damaged: {error}", hint=f"run `windlass doctor {self.folder} --repair`"
+            ) from error
         except sqlite3.DatabaseError as error:
             code = _code(error)
             if code in _BUSY:

@@ -4,15 +4,17 @@ After Chamberlain, Levy-Kramer, Humby, Deisenroth: "Real-Time Community Detectio
 (2018). Two accounts are alike when the same accounts point at them; a minhash signature of each account's followers
 estimates that, and bands of it find who could be alike at all. What differs: how long the bands are is chosen on a
 sample of the data; bands are sorted arrays instead of dictionaries; a large candidate set is cut by the mean similarity
-to the seeds before all its pairs are compared; and a ranking from elsewhere (`prior`, such as personalised PageRank
-from the seeds) can be fused by mean rank, which helps where members know one another but few others in common.
+to the seeds before all its pairs are compared; candidates are compared exactly where the graph is at hand; and a
+ranking from elsewhere (`prior`, such as nearness by PageRank) can be fused, which helps where members know one another
+but few others in common.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from windlass.graphs.array_folder import open_arrays, save_arrays
 from windlass.graphs.graph import Graph
 from windlass.kernels import csr, minhash
 from windlass.kernels.hashing import add_cells
-from windlass.kernels.signature_matches import compare_rows
+from windlass.kernels.signature_matches import bucket_mates, compare_rows, exact_jaccard
 
 Method = Literal["pagerank", "average", "agglomerative"]
 Side = Literal["in", "out", "both"]
@@ -37,19 +39,20 @@ _SAMPLE = 20_000
 _MOST_BANDS = 64
 _BUCKET_CAP = 4_096
 _DAMPING, _ROUNDS = 0.9, 3
-_FEWEST_ACTIVE = 256
+_FEWEST_ACTIVE, _FEWEST_EXACT = 256, 150
+# So many times the wanted size are compared by their signatures: those that share most buckets with the seeds.
+_SIGNED, _FEWEST_SIGNED, _UNASKED = 16, 1_024, 200
 _SEEDS_EXPECTED = 5
-_FUSION_RANK = 60
+_SIMILARITY_SHARE = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Community:
     """What a query found.
 
     Attributes:
         members: int64, nodes best first, the seeds themselves not among them.
         scores: float64, of each member.
-        similarity: float32 [members, members], estimated Jaccard similarity of their neighbourhoods.
         candidates: How many nodes were looked at.
         ignored: Seeds without a neighbourhood in the index.
         exhausted: There were fewer candidates than were asked for.
@@ -58,11 +61,16 @@ class Community:
 
     members: NDArray[np.int64]
     scores: NDArray[np.float64]
-    similarity: NDArray[np.float32]
     candidates: int
     ignored: tuple[int, ...]
     exhausted: bool
     capped: int
+    index: CommunityIndex = field(repr=False)
+
+    @cached_property
+    def similarity(self) -> NDArray[np.float32]:
+        """float32 [members, members]: estimated Jaccard similarity of their neighbourhoods."""
+        return self.index.similarities(self.members, self.members)
 
 
 class CommunityIndex:
@@ -107,14 +115,9 @@ class CommunityIndex:
             UsageError: A parameter is out of range.
             Cancelled: `progress` was cancelled.
         """
-        if side == "both" and graph.directed:
-            begin, end, _ = graph.edges()
-            graph = Graph.from_edges(begin, end, num_nodes=graph.num_nodes)
-        elif side == "in":
-            graph = graph.transposed
-        elif side not in ("out", "both"):
-            raise UsageError(f"unknown side {side!r}", hint="in, out or both")
+        graph = _turned(graph, side)
         index = cls._empty(graph.num_nodes, K, min_degree, seed)
+        index.parameters["side"] = side
         progress = progress or Silent()
         progress.start("signatures", graph.num_nodes, "nodes")
         blocks = [(first, min(first + _BLOCK, graph.num_nodes)) for first in range(0, graph.num_nodes, _BLOCK)]
@@ -184,6 +187,7 @@ class CommunityIndex:
         *,
         method: Method = "average",
         prior: tuple[Any, Any] | None = None,
+        graph: Graph | None = None,
     ) -> Community:
         """The nodes that belong to `seeds`.
 
@@ -192,7 +196,10 @@ class CommunityIndex:
             size: How many members; None: up to the largest drop of the scores, at most 200.
             method: `average` similarity to the seeds, `agglomerative` growth by the mean similarity to all members so
                 far, or `pagerank` on the similarities of the candidates.
-            prior: Nodes and scores of another ranking (best large), fused with this one by rank.
+            prior: Nodes and scores of another ranking, not negative, such as `pagerank.nearness` gives. Its share of
+                the scores counts, and a tenth of the share of similarity: where members know one another, it says more.
+            graph: The graph that was indexed, or a mapped one on disk: the candidates are then compared with the seeds
+                by their neighbours themselves, of which only theirs are read, instead of by estimates.
 
         Raises:
             UsageError: No usable seed, an unknown one, or another method.
@@ -202,32 +209,32 @@ class CommunityIndex:
         if size is not None and size < 1:
             raise UsageError(f"size is {size}, it must be 1 or more")
         usable, ignored = self._usable(seeds)
-        found, capped = self._candidates(usable)
+        wanted = size or _UNASKED
+        found, capped, looked_at = self._candidates(usable, max(_SIGNED * wanted, _FEWEST_SIGNED))
         if prior is not None:
             found = np.union1d(found, np.asarray(prior[0], np.int64))
-        found = np.setdiff1d(found, np.asarray(seeds, np.int64))
-        wanted = size or 200
-        to_seeds = self.similarities(found, usable).mean(axis=1, dtype=np.float64)
-        active = found
-        most = max(4 * wanted, _FEWEST_ACTIVE)
-        if len(found) > most:
-            nearest = np.sort(np.lexsort((found, -to_seeds))[:most])
-            active, to_seeds = found[nearest], to_seeds[nearest]
+        found = _without(found, np.asarray(seeds, np.int64))
+        most = max(4 * wanted, _FEWEST_ACTIVE) if graph is None else max(3 * wanted, _FEWEST_EXACT)
+        active, to_seeds = _nearest(found, self._mean(found, usable), most)
+        if graph is not None:
+            around = self._neighbourhoods(graph)
+            exact = np.empty((len(active), len(usable)), np.float32)
+            exact_jaccard(around.indptr, around.indices, active, usable, exact)
+            to_seeds = exact @ np.full(len(usable), 1 / len(usable))
         scores = to_seeds
         if method != "average" and len(active):
             scores = self._grown(active, usable, wanted) if method == "agglomerative" else self._ranked(active, usable)
         if prior is not None:
             active, scores = _fused(found, active, scores, prior)
         order = np.lexsort((active, -scores))
-        falling = scores[order][:200]
-        if method == "average" and prior is None and len(falling) < 200:
+        falling = scores[order][:_UNASKED]
+        if method == "average" and prior is None and len(falling) < _UNASKED:
             # Who is no candidate agrees in no slot; the least that could be seen is one.
             falling = np.append(falling, 1 / self.parameters["K"])
         kept = order[: size or min(_gap(falling), len(order))]
         members = active[kept]
         return Community(
-            members, scores[kept], self.similarities(members, members), len(found) + len(usable), ignored,
-            size is not None and len(members) < size, capped,
+            members, scores[kept], looked_at, ignored, size is not None and len(members) < size, capped, self
         )  # fmt: skip
 
     def similar(self, node: int, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -239,7 +246,7 @@ class CommunityIndex:
         """Why `member` belongs to each of `seeds`: similarity, its standard error, and (given the graph that the index
         was built on) up to ten shared neighbours on the side that was indexed, by default those who point at both.
         """
-        around = graph.transposed if graph is not None else None
+        around = self._neighbourhoods(graph) if graph is not None else None
         rows = []
         for seed in seeds:
             value = float(self.similarities(np.array([member]), np.array([seed]))[0, 0])
@@ -373,18 +380,25 @@ class CommunityIndex:
             raise UsageError("none of the seeds has a neighbourhood", hint="choose nodes that others point at")
         return nodes[known], tuple(nodes[~known].tolist())
 
-    def _candidates(self, seeds: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        """Nodes in a bucket with a seed; of a bucket that is too large, evenly spaced ones."""
-        parts, capped = [np.empty(0, np.int32)], 0
+    def _candidates(self, seeds: NDArray[np.int64], most: int = 2**31) -> tuple[NDArray[np.int64], int, int]:
+        """Nodes in a bucket with a seed, ascending, the `most` that share most buckets; buckets that were too large;
+        and how many nodes there are in all.
+        """
         keys = self._band_keys(seeds, self.parameters["bands"], self.parameters["rows"])
-        for band in range(self.parameters["bands"]):
-            begin = np.searchsorted(self._keys[band], keys[band], side="left")
-            end = np.searchsorted(self._keys[band], keys[band], side="right")
-            for low, high in zip(begin.tolist(), end.tolist(), strict=True):
-                step = max(1, -(-(high - low) // _BUCKET_CAP))
-                capped += step > 1
-                parts.append(self._nodes[band, low:high:step])
-        return np.unique(np.concatenate(parts)).astype(np.int64), capped
+        counts, mates = np.zeros(self.num_nodes, np.int32), np.empty(self.num_nodes, np.int32)
+        found, capped = bucket_mates(self._keys, self._nodes, keys, _BUCKET_CAP, counts, mates)
+        chosen = mates[:found].astype(np.int64)
+        return np.sort(_nearest(chosen, counts[chosen], most)[0]), int(capped), int(found)
+
+    def _mean(self, nodes: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.float64]:
+        means: NDArray[np.float64] = self.similarities(nodes, seeds) @ np.full(len(seeds), 1 / len(seeds))
+        return means
+
+    def _neighbourhoods(self, graph: Graph) -> Graph:
+        """The graph whose rows were signed."""
+        if graph.num_nodes != self.num_nodes:
+            raise UsageError(f"the graph has {graph.num_nodes} nodes, the index {self.num_nodes}")
+        return _turned(graph, self.parameters.get("side", "in"))
 
     def _ranked(self, active: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.float64]:
         nodes = np.concatenate([seeds, active])
@@ -412,20 +426,46 @@ class CommunityIndex:
         return np.where(waiting, means, scores)
 
 
+def _turned(graph: Graph, side: str) -> Graph:
+    """The graph whose rows are the neighbourhoods on that side."""
+    if side == "both" and graph.directed:
+        begin, end, _ = graph.edges()
+        return Graph.from_edges(begin, end, num_nodes=graph.num_nodes)
+    if side not in ("in", "out", "both"):
+        raise UsageError(f"unknown side {side!r}", hint="in, out or both")
+    return graph.transposed if side == "in" else graph
+
+
+def _without(nodes: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ascending nodes less the seeds."""
+    places = np.searchsorted(nodes, seeds)
+    there = (places < len(nodes)) & (nodes[np.minimum(places, len(nodes) - 1)] == seeds) if len(nodes) else places < 0
+    return np.delete(nodes, places[there])
+
+
+def _nearest(nodes: NDArray[np.int64], scores: NDArray[Any], most: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The `most` nodes with the largest scores and what they have, in the order given; ties by the smaller node."""
+    if len(nodes) <= most:
+        return nodes, scores
+    least = np.partition(scores, len(scores) - most)[len(scores) - most]
+    above = np.flatnonzero(scores > least)
+    equal = np.flatnonzero(scores == least)
+    equal = equal[np.argsort(nodes[equal], kind="stable")][: most - len(above)]
+    kept = np.sort(np.concatenate([above, equal]))
+    return nodes[kept], scores[kept]
+
+
 def _fused(
     found: NDArray[np.int64], active: NDArray[np.int64], scores: NDArray[np.float64], prior: tuple[Any, Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Both rankings by reciprocal rank; who is missing in one stands behind its last."""
+    """The nodes of both rankings, and their shares of both added up."""
     ids, values = np.asarray(prior[0], np.int64), np.asarray(prior[1], np.float64)
     known = np.isin(ids, found)
     ids, values = ids[known], values[known]
     nodes = np.union1d(active, ids)
     total = np.zeros(len(nodes))
-    for members, given in ((active, scores), (ids, values)):
-        rank = np.full(len(nodes), float(len(nodes)))
-        order = np.lexsort((members, -given))
-        rank[np.searchsorted(nodes, members[order])] = np.arange(len(members))
-        total += 1 / (_FUSION_RANK + rank)
+    for members, given, weight in ((active, scores, _SIMILARITY_SHARE), (ids, values, 1.0)):
+        total[np.searchsorted(nodes, members)] += weight * given / max(1e-30, float(given.sum()))
     return nodes, total
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from windlass.core.errors import GraphFormatError, UsageError
 from windlass.graphs.array_folder import open_arrays, save_arrays
 from windlass.kernels import csr
+from windlass.kernels.random_walks import row_prefix
 
 SelfLoops = Literal["drop", "keep", "refuse"]
 Duplicates = Literal["sum", "max", "first", "refuse"]
@@ -191,6 +192,15 @@ class Graph:
         return out
 
     @cached_property
+    def running_weights(self) -> NDArray[np.float64]:
+        """float64 [m]: the sum of each row's weights so far, by which walks draw; of size 0 when all are 1."""
+        if self.weights is None:
+            return np.empty(0)
+        out = np.empty(self.num_arcs)
+        row_prefix(self.indptr, self.weights, out)
+        return out
+
+    @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that stand for structure and weights (not for names)."""
         digest = hashlib.blake2b(b"directed" if self.directed else b"undirected", digest_size=16)
@@ -292,8 +302,17 @@ class Graph:
     def __reduce__(self) -> Any:
         # A graph on disk travels to other processes as its path.
         if self.folder is not None:
-            return (Graph.open, (self.folder,))
+            return (_opened, (self.folder, self.fingerprint))
         return (Graph, (self.indptr, self.indices, self.weights, self.directed, self.node_ids))
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: Path, fingerprint: str) -> Graph:
+    """The graph in a folder, checked and opened once a process; the fingerprint tells it from one written over it."""
+    graph = Graph.open(folder)
+    if graph.fingerprint != fingerprint:
+        raise GraphFormatError(f"{folder} holds another graph than when the work began", hint="start again")
+    return graph
 
 
 def _as_nodes(values: Any, what: str) -> NDArray[Any]:

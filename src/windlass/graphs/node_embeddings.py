@@ -42,6 +42,8 @@ class FastRP:
         standardize: Bring every column to mean 0 and variance 1 at the end.
         projection: `very_sparse` has about one entry in sqrt(n) that is not zero.
         direction: Which neighbours of a directed graph are looked at.
+        incremental: Keep what the neighbourhoods of each step look like, so that `update` computes only what a change
+            has reached; takes `len(weights)` times the memory of the embedding.
         seed: Of the projection.
 
     Attributes:
@@ -62,11 +64,12 @@ class FastRP:
         standardize: bool = True,
         projection: Projection = "very_sparse",
         direction: Direction = "out",
+        incremental: bool = False,
         seed: int = 0,
     ) -> None:
         self.dim, self.weights, self.beta = dim, tuple(weights), beta
         self.normalize, self.standardize, self.projection = normalize, standardize, projection
-        self.direction, self.seed = direction, seed
+        self.direction, self.incremental, self.seed = direction, incremental, seed
 
     def fit(self, graph: Any, progress: Progress | None = None) -> FastRP:
         """Compute `embedding_`; `graph` is a `Graph`, a SciPy sparse matrix or a NetworkX graph.
@@ -81,21 +84,24 @@ class FastRP:
         progress = progress or Silent()
         self._graph = as_graph(graph, self.direction)
         self._density_root = max(1.0, math.sqrt(self._graph.num_nodes))
-        steps = [at for at, weight in enumerate(self.weights) if weight]
+        self._weight_in_all = max(1.0, float(self._degrees(self._graph).sum()))
+        steps = 1 + max(at for at, weight in enumerate(self.weights) if weight)
         n = self._graph.num_nodes
         total = np.zeros((n, self.dim), np.float32)
-        powers = [np.empty((n, self.dim), np.float32) for _ in range(min(2, len(self.weights)))]
-        progress.start("embed", len(self.weights), "powers")
-        for power, weight in enumerate(self.weights):
-            if power > max(steps):
-                break
+        self._levels = [
+            np.empty((n, self.dim), np.float32) for _ in range(steps if self.incremental else min(2, steps))
+        ]
+        progress.start("embed", steps, "powers")
+        for power in range(steps):
             check_cancelled(progress)
-            source, target = powers[(power + 1) % 2 if len(powers) > 1 else 0], powers[power % len(powers)]
-            self._advance(source if power else None, target)
-            if weight:
-                self._add(target, weight, total)
+            target = self._levels[power % len(self._levels)]
+            self._advance(self._levels[(power - 1) % len(self._levels)] if power else None, target)
+            if self.weights[power]:
+                self._add(target, self.weights[power], total)
             progress.advance("embed")
         progress.finish("embed")
+        if not self.incremental:
+            self._levels = []
         self._raw = total
         self.embedding_ = self._standardized(total)
         return self
@@ -131,7 +137,8 @@ class FastRP:
     def update(self, graph: Any, changed_nodes: Sequence[int]) -> NDArray[np.float32]:
         """`embedding_` for `graph`, which differs from the fitted one in the rows of `changed_nodes` alone.
 
-        All is computed again; rows that no change can have reached keep their bytes (before standardising).
+        With `incremental` only the rows that the change can have reached are computed, which is what a new fit would
+        give but for rounding; else all are. Either way all other rows keep their bytes (before standardising).
 
         Args:
             graph: With as many nodes. A change of degree changes what its neighbours see, which is taken into account.
@@ -143,24 +150,37 @@ class FastRP:
         new = as_graph(graph, self.direction)
         if new.num_nodes != old.num_nodes:
             raise UsageError(f"{new.num_nodes} nodes, the fit had {old.num_nodes}", hint="fit again")
-        before = self._raw
-        touched = np.zeros(new.num_nodes, bool)
-        touched[np.asarray(changed_nodes, np.int64)] = True
-        everywhere = self.beta != 0 and new.strengths.sum() != old.strengths.sum()
-        for _ in self.weights:
-            reached = touched.copy()
-            for each in (old, new):
-                hit = np.add.reduceat(
-                    np.concatenate([touched[each.indices], [False]]).astype(np.int64), each.indptr[:-1]
-                )
-                reached |= (hit > 0) & (np.diff(each.indptr) > 0)
-            touched = reached
-        self.fit(new)
-        if not everywhere or self.normalize:
-            # Total weight scales every vector alike, and normalising takes that out but for rounding.
-            self._raw[~touched] = before[~touched]
-            self.embedding_ = self._standardized(self._raw)
+        reached = _reached(old, new, changed_nodes, len(self.weights), self.beta != 0)
+        weight = max(1.0, float(self._degrees(new).sum()))
+        # Total weight scales every vector alike, and normalising takes that out but for rounding.
+        apart = self.beta == 0 or self.normalize or weight == self._weight_in_all
+        if not self._levels or not apart:
+            before = self._raw
+            self.fit(new)
+            if apart:
+                self._raw[~reached[-1]] = before[~reached[-1]]
+        else:
+            self._graph = new
+            self._advance_rows(reached)
+        self.embedding_ = self._standardized(self._raw)
         return self.embedding_
+
+    def _advance_rows(self, reached: list[NDArray[np.bool_]]) -> None:
+        """Bring the rows of each level that are reached up to date, and their sums."""
+        for power, level in enumerate(self._levels):
+            nodes = np.flatnonzero(reached[power])
+            rows = _rows(self._graph, nodes)
+            level[nodes] = self._project(rows) if power == 0 else _spread(rows, self._levels[power - 1])
+        nodes = np.flatnonzero(reached[-1])
+        total = np.zeros((len(nodes), self.dim), np.float32)
+        for level, weight in zip(self._levels, self.weights, strict=False):
+            if weight:
+                self._add(level[nodes], weight, total)
+        self._raw[nodes] = total
+
+    def _degrees(self, graph: Graph) -> NDArray[np.float64]:
+        """The weight of the arcs that lead to each node."""
+        return graph.transposed.strengths
 
     def tune(
         self, graph: Any, *, score: Callable[[NDArray[np.float32]], float] | None = None, trials: int = 20
@@ -233,8 +253,8 @@ class FastRP:
     def _project(self, rows: Graph) -> NDArray[np.float32]:
         """P L R of these rows: means of their neighbours' random rows, scaled by degree."""
         graph, n = self._graph, self._graph.num_nodes
-        degrees = graph.strengths if not graph.directed else graph.transposed.strengths
-        share = np.where(degrees > 0, degrees, 1.0) / max(1.0, float(degrees.sum()))
+        degrees = self._degrees(graph)
+        share = np.where(degrees > 0, degrees, 1.0) / self._weight_in_all
         scale = (share**self.beta).astype(np.float32)
         out = np.empty((rows.num_nodes, self.dim), np.float32)
         if self.projection == "gaussian":
@@ -289,6 +309,38 @@ def as_graph(given: Any, direction: Direction = "out") -> Graph:
         return graph.transposed
     begin, end, weights = graph.edges()
     return Graph.from_edges(begin, end, weights, num_nodes=graph.num_nodes, self_loops="keep")
+
+
+def _reached(old: Graph, new: Graph, changed: Sequence[int], steps: int, degrees: bool) -> list[NDArray[np.bool_]]:
+    """For each step, the nodes whose neighbourhood of that many steps a change can have reached.
+
+    Args:
+        degrees: Whether a node whose arcs changed looks different to its neighbours.
+    """
+    touched = np.zeros(new.num_nodes, bool)
+    touched[np.asarray(changed, np.int64)] = True
+    seen = touched.copy()
+    if degrees:
+        for each in (old, new):
+            for node in np.flatnonzero(touched).tolist():
+                seen[each.neighbors(node)] = True
+    reached: list[NDArray[np.bool_]] = []
+    for step in range(steps):
+        wider = touched.copy()
+        for each in (old, new):
+            source = seen if step == 0 else reached[-1]
+            hits = np.concatenate([[0], np.cumsum(source[each.indices])])
+            wider |= (hits[each.indptr[1:]] - hits[each.indptr[:-1]]) > 0
+        reached.append(wider if step == 0 else wider | reached[-1])
+    return reached
+
+
+def _rows(graph: Graph, nodes: NDArray[np.int64]) -> Graph:
+    """The rows of some nodes, as they are."""
+    sizes = np.diff(graph.indptr)[nodes]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    at = np.repeat(graph.indptr[nodes] - starts[:-1], sizes) + np.arange(starts[-1])
+    return Graph(starts, graph.indices[at], None if graph.weights is None else graph.weights[at], True)
 
 
 def _in_threads(rows: Graph, work: Callable[[int, int], None]) -> None:

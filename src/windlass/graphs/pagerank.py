@@ -24,10 +24,16 @@ from windlass.core.errors import UsageError
 from windlass.core.tasks import usable_cores
 from windlass.graphs.graph import Graph
 from windlass.kernels.csr_dense import multiply_rows
-from windlass.kernels.push import close, collect, push
-from windlass.kernels.random_walks import count_visits, row_prefix
+from windlass.kernels.push import best, clear, close, push
+from windlass.kernels.push_block import answer_block, answer_each
+from windlass.kernels.random_walks import count_visits
+from windlass.kernels.simd import LANES
 
 Seeds = int | Sequence[int] | Mapping[int, float]
+Fingerprints = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint16], NDArray[np.float32]]
+"""Offsets, ids, visits, scales, as `kernels.push.close` takes them."""
+FlatSeeds = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""Of several queries: where the seeds of each begin, the seeds, and their weights."""
 Method = Literal["exact", "push", "walks"]
 _COLUMNS = 32
 _MOST_WALKS = 10_000_000
@@ -106,12 +112,27 @@ def personalized_pagerank(
     if method == "push":
         threshold = tol / max(1, graph.num_arcs + graph.num_nodes)
         work = Workplace(graph)
-        ids, scores, touched, _ = work.run(nodes, values / reach[nodes], restart, threshold, None)
-        return pack([chosen(ids, scores, top)], touched)
+        ids, scores, touched, _ = work.run(nodes, values / reach[nodes], restart, threshold, None, top=top)
+        return pack([(ids, scores)], touched)
     if method == "walks":
         walks = max(1, min(_MOST_WALKS, math.ceil(tol**-2)))
         return best_of(_sampled(graph, nodes, values, restart, walks, seed), top)
     raise UsageError(f"unknown method {method!r}", hint="exact, push or walks")
+
+
+def nearness(
+    graph: Graph, seeds: Seeds, *, restart: float = 0.05, tol: float = 1e-5, top: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Nodes and how near they are to `seeds`, nearest first: PageRank from the seeds over the weight that leads to a
+    node, so that hubs, which are near everybody, do not come first.
+
+    Raises:
+        UsageError: As for `personalized_pagerank`.
+    """
+    ids, scores = personalized_pagerank(graph, seeds, restart=restart, tol=tol, method="push")[0]
+    scores = scores / np.maximum(graph.transposed.strengths[ids], 1e-30)
+    order = np.lexsort((ids, -scores))[:top]
+    return ids[order], scores[order]
 
 
 def check_restart(restart: float) -> None:
@@ -125,6 +146,8 @@ def checked_seeds(graph: Graph, seeds: Seeds) -> tuple[NDArray[np.int64], NDArra
     Raises:
         UsageError: See `personalized_pagerank`.
     """
+    if type(seeds) is int and 0 <= seeds < graph.num_nodes:
+        return np.array([seeds]), np.ones(1)
     if isinstance(seeds, Mapping):
         nodes, weights = list(seeds), np.array(list(seeds.values()), np.float64)
     else:
@@ -206,7 +229,7 @@ def row_blocks(graph: Graph, arcs: int = 65_536) -> Iterator[tuple[int, int]]:
 def _sampled(
     graph: Graph, nodes: NDArray[np.int64], values: NDArray[np.float64], restart: float, walks: int, seed: int
 ) -> NDArray[np.float64]:
-    prefix = walk_prefix(graph)
+    prefix = graph.running_weights
     counts, touched = np.zeros(graph.num_nodes, np.int64), np.empty(graph.num_nodes, np.int32)
     scores = np.zeros(graph.num_nodes)
     for node, value in zip(nodes.tolist(), values.tolist(), strict=True):
@@ -219,15 +242,6 @@ def _sampled(
     return scores
 
 
-def walk_prefix(graph: Graph) -> NDArray[np.float64]:
-    """What `kernels.random_walks` draws weighted neighbours by."""
-    if graph.weights is None:
-        return np.empty(0)
-    prefix = np.empty(graph.num_arcs)
-    row_prefix(graph.indptr, graph.weights, prefix)
-    return prefix
-
-
 class Workplace:
     """The arrays that pushing over one graph needs, one set for each thread; they are zeros between queries."""
 
@@ -236,44 +250,76 @@ class Workplace:
 
     def run(
         self, seeds: NDArray[np.int64], values: NDArray[np.float64], restart: float, threshold: float,
-        fingerprints: tuple[Any, Any, Any, Any] | None,
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64], int, float]:  # fmt: skip
-        """Nodes and scores in no order, what was touched, and the residue that was left before it was closed."""
-        graph, n = self._graph, self._graph.num_nodes
-        if not hasattr(self._local, "result"):
-            self._local.result, self._local.residue = np.zeros(n), np.zeros(n)
-            self._local.flags, self._local.queue = np.zeros(n, np.uint8), np.empty(n + 1, np.int32)
-            self._local.reached, self._local.settled = np.empty(n, np.int32), np.empty(n, np.int32)
-        a = self._local
+        fingerprints: Fingerprints | None, least: float = 0.0, top: int | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], int, float]:  # fmt: skip
+        """Nodes and scores, best first, what was touched, and the residue that was left before it was closed."""
+        graph = self._graph
+        if top is not None and top < 1:
+            raise UsageError(f"top is {top}, it must be 1 or more")
+        result, residue, flags, queue, reached, settled = self._scratch
         seen, arcs = push(
             graph.indptr, graph.indices, graph.flat_weights, graph.strengths, seeds, values, restart, threshold,
-            a.result, a.residue, a.flags, a.queue, a.reached,
+            result, residue, 1, 0, flags, queue, reached,
         )  # fmt: skip
         offsets, ids, visits, scales = fingerprints or _NO_FINGERPRINTS
-        count, entries = close(a.reached, seen, offsets, ids, visits, scales, a.result, a.residue, a.flags, a.settled)
-        scores = np.empty(count)
-        left = collect(a.reached, seen, a.settled, count, a.result, a.residue, a.flags, scores)
-        return a.settled[:count].copy(), scores, arcs + entries, left
+        count, entries = close(reached, seen, offsets, ids, visits, scales, least, result, residue, flags, settled)
+        wanted = count if top is None else min(top, count)
+        nodes, scores = np.empty(wanted, np.int64), np.empty(wanted)
+        kept, total = best(settled, count, result, 1, 0, nodes, scores)
+        nodes, scores = nodes[:kept], scores[:kept]
+        if fingerprints is not None:
+            scores /= total  # what was left out is made up for, so that all scores sum to one
+        left = clear(reached, seen, settled, count, result, residue, flags)
+        return nodes, scores, arcs + entries, left
+
+    def run_many(
+        self, queries: FlatSeeds, restart: float, threshold: float, fingerprints: Fingerprints, least: float,
+        out: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]], *, together: bool,
+    ) -> int:  # fmt: skip
+        """As `run` for several queries (at most `LANES` together); the best go to `out`, what was touched comes back.
+
+        Args:
+            out: ids and scores [queries, top] and how many there are [queries].
+        """
+        graph = self._graph
+        answer: Any = answer_block if together else answer_each
+        scratch = self._wide_scratch if together else self._scratch
+        touched: int = answer(
+            graph.indptr, graph.indices, graph.flat_weights, graph.strengths, *queries, restart, threshold,
+            *fingerprints, least, *scratch, *out,
+        )  # fmt: skip
+        return touched
+
+    @property
+    def _scratch(self) -> Any:
+        n, local = self._graph.num_nodes, self._local
+        if not hasattr(local, "scratch"):
+            local.scratch = (np.zeros(n), np.zeros(n), np.zeros(n, np.uint8), np.empty(n + 1, np.int32), *_lists(n, 2))
+        return local.scratch
+
+    @property
+    def _wide_scratch(self) -> Any:
+        n, local = self._graph.num_nodes, self._local
+        if not hasattr(local, "wide"):
+            result, residue = np.zeros(n * LANES, np.float32), np.zeros(n * LANES, np.float32)
+            local.wide = (result, residue, np.zeros(n, np.uint8), np.empty(n + 1, np.int32), *_lists(n, 3))
+        return local.wide
+
+
+def _lists(n: int, count: int) -> tuple[NDArray[np.int32], ...]:
+    return tuple(np.empty(n, np.int32) for _ in range(count))
 
 
 _NO_FINGERPRINTS = (np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16), np.empty(0, np.float32))
 
 
-def chosen(ids: NDArray[Any], scores: NDArray[np.float64], top: int | None) -> tuple[Any, Any]:
-    """The `top` best, best first."""
+def best_of(dense: NDArray[np.float64], top: int | None) -> SparseVectors:
+    """The `top` best of a dense row."""
     if top is not None and top < 1:
         raise UsageError(f"top is {top}, it must be 1 or more")
-    if top is not None and top < len(ids):
-        least = np.partition(scores, len(scores) - top)[len(scores) - top]
-        kept = scores >= least
-        ids, scores = ids[kept], scores[kept]
-    order = np.lexsort((ids, -scores))[:top]
-    return ids[order].astype(np.int64), scores[order]
-
-
-def best_of(dense: NDArray[np.float64], top: int | None) -> SparseVectors:
     ids = np.flatnonzero(dense > 0)
-    return pack([chosen(ids, dense[ids], top)], 0)
+    order = np.lexsort((ids, -dense[ids]))[:top]
+    return pack([(ids[order], dense[ids][order])], 0)
 
 
 def pack(rows: Sequence[tuple[Any, Any]], touched: int, accuracy: float | None = None) -> SparseVectors:

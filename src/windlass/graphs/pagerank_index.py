@@ -11,42 +11,50 @@ new build, because a walk's steps depend on nothing but where it has been.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.core.errors import IndexMismatchError, UsageError
+from windlass.core.errors import GraphFormatError, IndexMismatchError, UsageError
 from windlass.core.progress import Progress, Silent, check_cancelled
 from windlass.core.randomness import integers
 from windlass.core.tasks import TaskPool, usable_cores
 from windlass.graphs.array_folder import open_arrays, save_arrays
 from windlass.graphs.graph import Graph
 from windlass.graphs.pagerank import (
+    Fingerprints,
     Seeds,
     SparseVectors,
     Workplace,
     check_restart,
     checked_seeds,
-    chosen,
     pack,
     reaches,
-    walk_prefix,
 )
 from windlass.kernels.random_walks import fingerprint_nodes
+from windlass.kernels.simd import LANES
 
-_FORMAT = 1
-_BLOCK = 2_048
+_FORMAT = 2
+_UNFINISHED = "part of a PageRank index"
+_BLOCK, _BLOCKS_KEPT = 2_048, 32
 _MOST_WALKS = 1_000
-_SAMPLES = 64
+_SAMPLES = 48
 _SAMPLE_TOP = 100
-# Thresholds that are tried, as shares of one over the number of arcs: a query's work grows as they shrink.
-_THRESHOLDS = tuple(10.0 ** (-step / 4) for step in range(4, 25))
+_TRUTH, _BEST_SHARE = 3e-5, 0.9985
+# An entry of a fingerprint is worth reading when it adds this share of the threshold.
+_ENTRY_SHARE = 0.02
+# Answering together pays when it touches that many times less; its arrays are larger, and each touch costs more.
+_WORTH_SHARING, _MOST_SHARED, _TOGETHER = 1.6, 8_000_000, 8_192
+# Thresholds that are tried: a query's work grows as they shrink.
+_LARGEST = 1e-2
+_THRESHOLDS = tuple(_LARGEST * 10.0 ** (-step / 4) for step in range(11))
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class PPRIndex:
         max_entries: int | None = None,
         seed: int = 0,
         task_pool: TaskPool | None = None,
+        keep: Path | None = None,
         progress: Progress | None = None,
     ) -> PPRIndex:
         """Walk from every node and measure what accuracy costs.
@@ -105,7 +114,10 @@ class PPRIndex:
             max_steps: Longest walk.
             max_entries: Nodes kept of a fingerprint, the most visited; what is cut is counted for the start itself, and
                 reported in `parameters["cut"]` as a share of all visits.
-            task_pool: Who walks; default: threads of this process. The result is the same bytes whoever does.
+            task_pool: Who walks; default: threads of this process. The result is the same bytes whoever does. To other
+                processes and to Ray a graph that was opened from a folder goes as its path.
+            keep: A folder for what is finished. A build that is cut off, by whatever, goes on from there when it is
+                started again with the same graph and parameters; the folder is removed at the end.
             progress: Gets the stage `walks`, counted in nodes.
 
         Raises:
@@ -123,11 +135,13 @@ class PPRIndex:
             "graph": graph.fingerprint,
         }  # fmt: skip
         blocks = [np.arange(first, min(first + _BLOCK, graph.num_nodes)) for first in range(0, graph.num_nodes, _BLOCK)]
-        parts = _walk_all(graph, blocks, parameters, task_pool, progress or Silent())
+        parts = _walk_all(graph, blocks, parameters, task_pool, progress or Silent(), keep)
         arrays = _joined(parts)
-        parameters["cut"] = _share(parts)
+        parameters["cut"] = float(arrays["cut"].sum() / max(1, arrays["totals"].sum()))
         index = cls(graph, arrays | {"scales": _scales(graph, arrays["totals"], restart)}, parameters)
         parameters["costs"] = index._calibrated()
+        if keep is not None:
+            shutil.rmtree(keep, ignore_errors=True)
         return index
 
     @property
@@ -160,32 +174,86 @@ class PPRIndex:
         top: int | None = 100,
         progress: Progress | None = None,
     ) -> SparseVectors:
-        """As `query`, for many at a time: one row each, in order, worked on by every core."""
+        """As `query`, for many at a time: one row each, in order, the same but for rounding.
+
+        Every core works on some. Where queries that begin near one another need the same fingerprints, which is tried
+        on a few, eight or more of them are answered together, and a fingerprint is read once for all. With `top=None`
+        they go one by one.
+        """
         progress = progress or Silent()
         expected = None
         if threshold is None:
             threshold, expected = self._choice(accuracy)
         elif not threshold > 0:
             raise UsageError(f"threshold is {threshold}, it must be above zero")
-        checked = [checked_seeds(self.graph, seeds) for seeds in queries]
-        run = partial(self._one, threshold=threshold, top=top)
-        if len(checked) < 4:
-            done = [run(query) for query in checked]
-        else:
-            done = []
-            with ThreadPoolExecutor(usable_cores()) as pool:
-                for first in range(0, len(checked), 1024):
-                    check_cancelled(progress)
-                    done += pool.map(run, checked[first : first + 1024])
-        return pack([(ids, scores) for ids, scores, _ in done], sum(touched for *_, touched in done), expected)
+        checked = [self._seeded(seeds) for seeds in queries]
+        if len(checked) <= LANES or top is None:
+            done = [self._one(query, threshold, top) for query in checked]
+            return pack([row for row, _ in done], sum(touched for _, touched in done), expected)
+        if top < 1:
+            raise UsageError(f"top is {top}, it must be 1 or more")
+        parts = [
+            self._many(checked[first : first + _TOGETHER], threshold, top, progress)
+            for first in range(0, len(checked), _TOGETHER)
+        ]
+        sizes = np.concatenate([part[2] for part in parts])
+        indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        ids, scores = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
+        return SparseVectors(indptr, ids, scores, sum(part[3] for part in parts), expected)
+
+    def _many(
+        self, queries: list[tuple[NDArray[np.int64], NDArray[np.float64]]], threshold: float, top: int,
+        progress: Progress,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], int]:  # fmt: skip
+        """Ids, scores, how many of each query, and what was touched."""
+        count, top = len(queries), min(top, self.graph.num_nodes)
+        # Queries that begin in the same corner of the graph stand side by side and share what they read.
+        order = np.argsort([self._corner(nodes[0]) for nodes, _ in queries], kind="stable")
+        chosen = [queries[at] for at in order.tolist()]
+        indptr = np.concatenate([[0], np.cumsum([len(nodes) for nodes, _ in chosen])]).astype(np.int64)
+        nodes, values = (np.concatenate([query[at] for query in chosen]) for at in (0, 1))
+        out = np.empty((count, top), np.int64), np.empty((count, top)), np.empty(count, np.int64)
+
+        def answer(first: int, together: bool) -> int:
+            part = slice(first, min(first + LANES, count))
+            seeds = slice(indptr[part.start], indptr[part.stop])
+            flat = indptr[part.start : part.stop + 1] - indptr[part.start], nodes[seeds], values[seeds]
+            return self._work.run_many(
+                flat, self.restart, threshold, self._fingerprints, _least(threshold),
+                (out[0][part], out[1][part], out[2][part]), together=together,
+            )  # fmt: skip
+
+        firsts = list(range(0, count, LANES))
+        middle = firsts[len(firsts) // 2]
+        touched = answer(middle, False)
+        together = self.graph.num_nodes <= _MOST_SHARED and touched > _WORTH_SHARING * answer(middle, True)
+        firsts.remove(middle)
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for work in pool.map(lambda first: answer(first, together), firsts):
+                check_cancelled(progress)
+                touched += work
+        back = np.argsort(order)
+        kept = out[2][back]
+        there = np.arange(top) < kept[:, None]
+        return out[0][back][there], out[1][back][there], kept, touched
+
+    def _seeded(self, seeds: Seeds) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        nodes, values = checked_seeds(self.graph, seeds)
+        return nodes, values if self._reach is None else values / self._reach[nodes]
 
     def _one(
-        self, query: tuple[NDArray[np.int64], NDArray[np.float64]], *, threshold: float, top: int | None
-    ) -> tuple[Any, Any, int]:
-        nodes, values = query
-        values = values if self._reach is None else values / self._reach[nodes]
-        ids, scores, touched, _ = self._work.run(nodes, values, self.restart, threshold, self._fingerprints)
-        return *chosen(ids, scores, top), touched
+        self, query: tuple[NDArray[np.int64], NDArray[np.float64]], threshold: float, top: int | None
+    ) -> tuple[tuple[Any, Any], int]:
+        ids, scores, touched, _ = self._work.run(
+            *query, self.restart, threshold, self._fingerprints, _least(threshold), top
+        )  # fmt: skip
+        return (ids, scores), touched
+
+    def _corner(self, node: int) -> int:
+        """A number that nodes near one another tend to share: the one that walks from here visit most often."""
+        offsets, ids = self._arrays["offsets"], self._arrays["ids"]
+        entries = ids[offsets[node] : min(offsets[node + 1], offsets[node] + 2)]
+        return int(entries[-1]) if entries[0] == node else int(entries[0])
 
     def update(
         self, added: tuple[Iterable[int], Iterable[int]], removed: tuple[Iterable[int], Iterable[int]] = ((), ())
@@ -248,37 +316,36 @@ class PPRIndex:
         return None if (reach == 1).all() else reach
 
     @property
-    def _fingerprints(self) -> tuple[Any, Any, Any, Any]:
+    def _fingerprints(self) -> Fingerprints:
         a = self._arrays
         return a["offsets"], a["ids"], a["visits"], a["scales"]
 
     def _calibrated(self) -> list[list[float]]:
         """[threshold, the share of the best 100's score to expect, mean entries touched], cheapest first.
 
-        The truth is the same query at a hundredth of the finest threshold.
+        The truth is the same query at the finest threshold, with every entry of every fingerprint.
         """
         graph = self.graph
         starts = np.flatnonzero(np.diff(graph.indptr) > 0)
         if not len(starts):
             return [[1.0, 1.0, 0.0]]
         samples = starts[integers(self.parameters["seed"], "samples", size=_SAMPLES, high=len(starts))]
-        queries = [checked_seeds(graph, int(node)) for node in samples]
-        finest = _THRESHOLDS[-1] / 100
+        queries = [self._seeded(int(node)) for node in samples]
         truth = []
         for query in queries:
-            ids, scores, _ = self._one(query, threshold=finest, top=None)
+            ids, scores, *_ = self._work.run(*query, self.restart, _TRUTH, self._fingerprints)
             truth.append((dict(zip(ids.tolist(), scores.tolist(), strict=True)), scores[:_SAMPLE_TOP].sum()))
         table: list[list[float]] = []
         for threshold in _THRESHOLDS:
             shares, work = [], []
             for query, (true, best) in zip(queries, truth, strict=True):
-                ids, _, touched = self._one(query, threshold=threshold, top=_SAMPLE_TOP)
+                (ids, _), touched = self._one(query, threshold, _SAMPLE_TOP)
                 shares.append(sum(true.get(node, 0.0) for node in ids.tolist()) / best)
                 work.append(touched)
             # Less its own error, so that other nodes do not fall short of what these promise.
-            share = float(np.mean(shares) - np.std(shares) / math.sqrt(_SAMPLES))
+            share = float(np.mean(shares) - 2 * np.std(shares) / math.sqrt(_SAMPLES))
             table.append([threshold, share, float(np.mean(work))])
-            if table[-1][1] > 0.9999:
+            if table[-1][1] > _BEST_SHARE:
                 break
         return table
 
@@ -292,27 +359,60 @@ class PPRIndex:
         return threshold, share
 
 
+def _least(threshold: float) -> float:
+    """What an entry of a fingerprint must add to be read; the whole residue of a seed is always worth it."""
+    return min(threshold, _LARGEST) * _ENTRY_SHARE
+
+
 def _walk_all(
+    graph: Graph, blocks: list[NDArray[np.int64]], parameters: dict[str, Any], pool: TaskPool | None,
+    progress: Progress, keep: Path | None = None,
+) -> list[dict[str, NDArray[Any]]]:  # fmt: skip
+    """The fingerprints of each block, those that `keep` has already taken from there."""
+    group = _BLOCKS_KEPT if keep is not None else max(1, len(blocks))
+    parts: list[dict[str, NDArray[Any]]] = []
+    progress.start("walks", sum(map(len, blocks)), "nodes")
+    for first in range(0, len(blocks), group):
+        some = blocks[first : first + group]
+        folder = None if keep is None else keep / f"{first:06d}"
+        done = _kept(folder, parameters)
+        if done is None:
+            done = _joined_sizes(list(_walked(graph, some, parameters, pool, progress)))
+            if folder is not None:
+                save_arrays(folder, _UNFINISHED, _FORMAT, done, parameters)
+        else:
+            progress.advance("walks", sum(map(len, some)))
+        parts.append(done)
+    progress.finish("walks")
+    return parts
+
+
+def _kept(folder: Path | None, parameters: dict[str, Any]) -> dict[str, NDArray[Any]] | None:
+    if folder is None or not folder.exists():
+        return None
+    try:
+        arrays, wanted = open_arrays(folder, _UNFINISHED, _FORMAT)
+    except GraphFormatError:
+        return None  # cut off while it was written: walked again
+    return arrays if wanted == parameters else None
+
+
+def _walked(
     graph: Graph, blocks: list[NDArray[np.int64]], parameters: dict[str, Any], pool: TaskPool | None, progress: Progress
-) -> list[dict[str, NDArray[Any]]]:
+) -> Iterator[dict[str, NDArray[Any]]]:
     items = [
         _Part(graph, nodes, *(parameters[name] for name in ("R", "restart", "max_steps", "max_entries", "seed")))
         for nodes in blocks
     ]
-    progress.start("walks", graph.num_nodes, "nodes")
-    parts = []
     for nodes, part in zip(blocks, (pool or TaskPool("threads")).map(_walk, items), strict=True):
         check_cancelled(progress)
         progress.advance("walks", len(nodes))
-        parts.append(part)
-    progress.finish("walks")
-    return parts
+        yield part
 
 
 def _walk(part: _Part) -> dict[str, NDArray[Any]]:
     """Fingerprints of the nodes of one part."""
     graph, n = part.graph, part.graph.num_nodes
-    prefix = walk_prefix(graph)
     counts, touched = np.zeros(n, np.int64), np.empty(n, np.int32)
     expected = min(n, part.walks * math.ceil(1 / part.restart) + part.walks)
     room = max(min(n, part.walks * (part.max_steps + 1)), min(len(part.nodes), 256) * expected)
@@ -322,9 +422,9 @@ def _walk(part: _Part) -> dict[str, NDArray[Any]]:
     first = 0
     while first < len(part.nodes):
         done = fingerprint_nodes(
-            graph.indptr, graph.indices, prefix, part.nodes[first:], part.walks, part.restart, part.max_steps,
-            np.uint64(part.seed % 2**64), part.max_entries, counts, touched, ids, visits, sizes[first:],
-            totals[first:], cut[first:],
+            graph.indptr, graph.indices, graph.running_weights, part.nodes[first:], part.walks, part.restart,
+            part.max_steps, np.uint64(part.seed % 2**64), part.max_entries, counts, touched, ids, visits,
+            sizes[first:], totals[first:], cut[first:],
         )  # fmt: skip
         used = int(sizes[first : first + done].sum())
         found_ids.append(ids[:used].copy())
@@ -337,18 +437,18 @@ def _walk(part: _Part) -> dict[str, NDArray[Any]]:
 
 
 def _joined(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    kinds = {"ids": np.int32, "visits": np.uint16, "sizes": np.int64, "totals": np.int64, "cut": np.int64}
-    whole = {
-        name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0, kind)
-        for name, kind in kinds.items()
-    }
+    whole = parts[0] if len(parts) == 1 else _joined_sizes(parts)
     sizes = whole.pop("sizes")
     return whole | {"offsets": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)}
 
 
-def _share(parts: list[dict[str, NDArray[Any]]]) -> float:
-    total = sum(int(part["totals"].sum()) for part in parts)
-    return sum(int(part["cut"].sum()) for part in parts) / max(1, total)
+def _joined_sizes(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """One part out of several; each array is freed in them as soon as it is joined."""
+    kinds = {"ids": np.int32, "visits": np.uint16, "sizes": np.int64, "totals": np.int64, "cut": np.int64}
+    return {
+        name: np.concatenate([part.pop(name) for part in parts]) if parts else np.empty(0, kind)
+        for name, kind in kinds.items()
+    }
 
 
 def _scales(graph: Graph, totals: NDArray[np.int64], restart: float) -> NDArray[np.float32]:

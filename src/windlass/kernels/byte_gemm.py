@@ -3,11 +3,8 @@
 Each weight row has one scale, each token one step and one low end: `weight = scale * code`, `x = low + step * code`
 with codes 0 to 255, so a one-sided activation loses no bit to its sign. One AVX2 instruction multiplies such bytes
 and adds neighbouring pairs in 16 bits; two of them are added before the sums are widened, which is where the time
-goes otherwise. That is exact because `round_rows` picks every row's scale so that no such sum can leave 16 bits, which
-costs a row about a third of a bit.
-
-Weights lie in panels of `PANEL` output rows, eight inputs at a time: for each register of `LANES` rows, inputs 0..3 of
-each row and then inputs 4..7.
+goes otherwise. That is exact because `byte_panels.round_rows` picks every row's scale so that no such sum can leave 16
+bits, which costs a row about a third of a bit. `byte_panels` says how weights lie.
 """
 
 from __future__ import annotations
@@ -17,15 +14,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numpy.typing import NDArray
 
-from windlass.core.errors import UsageError
 from windlass.kernels import simd
+from windlass.kernels.byte_panels import PANEL, TOGETHER
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
 from windlass.kernels.gelu import TAIL
+from windlass.kernels.isa import ISA, LANES
 from windlass.kernels.simd import (
-    ISA,
-    LANES,
     Bytes,
     Ints,
     abs_float,
@@ -45,47 +40,8 @@ from windlass.kernels.simd import (
     zero_ints,
 )
 
-PANEL = 2 * LANES
-"""Output rows of a panel; a matrix is padded with rows of zeros to a multiple of it."""
-TOGETHER = 4
-"""Tokens that share what is loaded of a panel; `byte_product` takes a multiple of it."""
 SHIFT = 128.0 if ISA == "neon" else 0.0
 """NEON multiplies signed bytes only: codes enter less 128, and a token's low end is 128 steps higher."""
-_LARGEST_SUM = 128  # 255 * 128 < 2**15
-_GROUPS = ((0, 1, 4, 5), (2, 3, 6, 7))  # of eight inputs, those whose products meet in one 16-bit sum
-
-
-def round_rows(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes int8 [rows, columns] and scales float32 [rows], the nearest within what 16-bit sums allow.
-
-    Raises:
-        UsageError: `columns` is no multiple of eight, or a weight is not a finite number.
-    """
-    rows, columns = weights.shape
-    if columns % 8:
-        raise UsageError(f"weights [{rows}, {columns}] have no multiple of eight columns", hint="pad them with zeros")
-    if not np.isfinite(weights).all():
-        raise UsageError("weights hold values that are not numbers", hint="check the file they come from")
-    grouped = weights.reshape(rows, columns // 8, 8)
-    scales = np.abs(weights).max(axis=1) / np.float32(127)
-    for group in _GROUPS:
-        part = grouped[:, :, group]
-        for sign in (1, -1):
-            # Rounding can add a half for each of four weights.
-            most = np.maximum(sign * part, 0).sum(axis=2).max(axis=1) / np.float32(_LARGEST_SUM - 2)
-            np.maximum(scales, most, out=scales)
-    divisors = np.where(scales > 0, scales, np.float32(1))
-    return np.rint(weights / divisors[:, None]).astype(np.int8), scales.astype(np.float32)
-
-
-def pack_panels(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Codes [rows, columns] in panel order, flat; rows of zeros are added up to a multiple of `PANEL`."""
-    rows, columns = codes.shape
-    padded = np.zeros((-(-rows // PANEL) * PANEL, columns), np.int8)
-    padded[:rows] = codes
-    # panel, register, row, step of eight inputs, half, input -> panel, step, register, half, row, input
-    cut = padded.reshape(-1, 2, LANES, columns // 8, 2, 4)
-    return np.ascontiguousarray(cut.transpose(0, 3, 1, 4, 2, 5)).reshape(-1).view(np.uint8)
 
 
 def _dot_eight(builder: Any, acc: Any, x: list[Any], w: list[Any]) -> Any:

@@ -1,50 +1,33 @@
-"""One decorator for every Numba function of the project: compiled at first use, kept on disk, never at import.
-
-The cache lies under the user cache directory, in a folder named by the sources of the kernels, the versions and the
-instruction set. Numba itself looks at the file of the called function only, and would run stale code after an edit
-of a function that is inlined from another file.
-"""
+"""One decorator for every Numba function of the project: compiled at first use, kept on disk, never at import."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any, TypeVar
 
-import llvmlite
 import numba
 from numba import types
-from platformdirs import user_cache_path
+from numba.core import compiler
 
 from windlass.kernels import simd
+from windlass.kernels.cache_folder import cache_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
-SOURCES = ("kernels/*.py", "models/cpu_*.py")
-
-
-@cache
-def cache_folder() -> Path:
-    """Where this version of the kernels is kept for this kind of processor."""
-    digest = sha256(f"{numba.__version__} {llvmlite.__version__} {simd.ISA}".encode())
-    package = Path(__file__).parent.parent
-    for path in sorted(path for pattern in SOURCES for path in package.glob(pattern)):
-        digest.update(path.read_bytes())
-    root = os.environ.get("NUMBA_CACHE_DIR")
-    base = Path(root) if root else user_cache_path("windlass") / "numba"
-    return base / digest.hexdigest()[:16]
 
 
 def compiled(function: F) -> F:
     """Compile `function` in nopython mode without the interpreter lock, on its first call."""
-    return _decorate(function, {})
+    return _decorate(function, {"no_cfunc_wrapper": True})
+
+
+def called(function: F) -> F:
+    """Like `compiled`, for what only compiled functions call: a way in from Python takes time to compile, too."""
+    return _decorate(function, {"no_cfunc_wrapper": True, "no_cpython_wrapper": True})
 
 
 def inlined(function: F) -> F:
-    """Like `compiled`, and always pasted into its callers: for what passes vectors in registers."""
-    return _decorate(function, {"forceinline": True})
+    """Like `called`, and always pasted into its callers: for what passes vectors in registers."""
+    return _decorate(function, {"no_cfunc_wrapper": True, "no_cpython_wrapper": True, "forceinline": True})
 
 
 def pasted(function: F) -> F:
@@ -67,11 +50,24 @@ class Compiled:
         self.function, self.signature = function, signature
 
     def address(self) -> int:
-        """Where its machine code lies in this process; compiles it or reads it from disk when needed."""
+        """Where its machine code lies in this process; compiles it or reads Numba's cache when needed."""
         dispatcher: Any = self.function
         dispatcher.compile(self.signature.args)
         result = dispatcher.overloads[self.signature.args]
         return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
+
+    def machine_code(self) -> tuple[str, bytes]:
+        """The name of the function in an object file, and the file; compiled now, without a way in from Python."""
+        dispatcher: Any = self.function
+        flags: Any = compiler.Flags()  # type: ignore[no-untyped-call]
+        dispatcher.targetdescr.options.parse_as_flags(flags, dispatcher.targetoptions)
+        flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        compile_now: Any = compiler.compile_extra
+        result = compile_now(
+            dispatcher.typingctx, dispatcher.targetctx, dispatcher.py_func, self.signature.args,
+            self.signature.return_type, flags, {},
+        )  # fmt: skip
+        return result.fndesc.llvm_func_name, result.library._get_compiled_object()
 
 
 def caller(signature: Any) -> Callable[..., Any]:

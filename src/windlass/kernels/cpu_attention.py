@@ -14,8 +14,9 @@ import numpy as np
 from numba import types
 
 from windlass.kernels.compiled import Compiled, caller, compiled, inlined
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     div_float,
     exp2_float,
@@ -37,8 +38,6 @@ from windlass.kernels.simd import (
     zero_float,
 )
 
-CHUNK = 256
-"""Slots of a context whose scores are kept at once."""
 RUNS_AHEAD = 2
 """Runs whose memory is asked for before they are needed."""
 
@@ -112,9 +111,12 @@ def _score_rows(
 @inlined
 def _blend_rows(
     scores: Any, s0: int, s1: int, s2: int, rows: int, size: int, data: Any, value_at: int, out: Any, o0: int, o1: int,
-    o2: int,
+    o2: int, ahead: int,
 ) -> None:  # fmt: skip
-    """Add `rows` values, weighted by the scores of three heads, to three outputs."""
+    """Add `rows` values, weighted by the scores of three heads, to three outputs; ask for as many from `ahead`.
+
+    A line at a time beside the sums: a burst of requests fills the queue to memory, and all loads behind it wait.
+    """
     wide = size // (4 * LANES) * (4 * LANES)
     for i in range(0, wide, 4 * LANES):
         j, k, m = i + LANES, i + 2 * LANES, i + 3 * LANES
@@ -138,6 +140,7 @@ def _blend_rows(
         )
         for row in range(rows):
             at = value_at + row * size
+            prefetch(data, ahead + row * size + i)
             a, b, c = repeat(scores, s0 + row), repeat(scores, s1 + row), repeat(scores, s2 + row)
             value = load_half(data, at + i)
             a0, b0, c0 = fma(a, value, a0), fma(b, value, b0), fma(c, value, c0)
@@ -271,12 +274,12 @@ def attend(
         for head in range(key_heads):
             values = base + value_at + head * head_stride
             place, at = head * group * room + begins[run] + skip - begin, out_at + head * unit
-            _fetch_rows(data, ahead + head * head_stride, rows * size)
+            coming_values = ahead + head * head_stride
             for member in range(0, group, 3):
                 second, third = min(member + 1, group - 1), min(member + 2, group - 1)
                 _blend_rows(
                     scores, place + member * room, place + second * room, place + third * room, rows, size, data,
-                    values, out, at + member * size, at + second * size, at + third * size,
+                    values, out, at + member * size, at + second * size, at + third * size, coming_values,
                 )  # fmt: skip
 
 
@@ -300,7 +303,7 @@ def _runs_between(begins: Any, low: int, high: int, begin: int, end: int) -> tup
 def attention_mass(
     q: Any, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
     page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
-    bounds: Any, bound_low: int, bound_high: int, scores: Any, share: float, out: Any, out_at: int,
+    bounds: Any, bound_low: int, bound_high: int, scores: Any, sums: Any, share: float, out: Any, out_at: int,
 ) -> None:  # fmt: skip
     """How much of a token's attention each stretch of its context gets, summed over the heads.
 
@@ -309,12 +312,16 @@ def attention_mass(
         begin, end: The slots that the token sees.
         bounds: Stretch `i` of this context ends before slot `bounds[bound_low + i]`, where the next one begins; the
             first begins at slot 0, and the last ends at `end` or behind it.
+        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
+        sums: float32 scratch, `key_heads * group * (stretches + 1) + 2`.
         share: What the attention of one head counts.
         out: float32 from `out_at`, one for each stretch; added to.
     """
     heads, stretches, room = key_heads * group, bound_high - bound_low, CHUNK + 16
-    sums, tops, pair = np.zeros((heads, stretches), np.float32), np.empty(heads, np.float32), np.empty(2, np.float32)
-    tops[:] = -np.inf
+    tops = heads * stretches
+    pair = tops + heads
+    for place in range(pair):
+        sums[place] = np.float32(0) if place < tops else np.float32(-np.inf)
     for chunk in range(begin // CHUNK, (end + CHUNK - 1) // CHUNK):
         from_, to = max(begin, chunk * CHUNK), min(end, (chunk + 1) * CHUNK)
         first, stop = _runs_between(begins, low, high, from_, to)
@@ -323,28 +330,29 @@ def attention_mass(
             lengths, first, stop, from_, to, scores,
         )  # fmt: skip
         for head in range(heads):
-            _soften(scores, head * room, to - from_, pair, 0)
+            _soften(scores, head * room, to - from_, sums, pair)
+            top, highest = sums[pair], sums[tops + head]
             weight = np.float32(1)
-            if pair[0] > tops[head]:
-                fade = np.float32(2.0 ** (tops[head] - pair[0]))
+            if top > highest:
+                fade = np.float32(2.0 ** (highest - top))
                 for stretch in range(stretches):
-                    sums[head, stretch] *= fade
-                tops[head] = pair[0]
+                    sums[head * stretches + stretch] *= fade
+                sums[tops + head] = top
             else:
-                weight = np.float32(2.0 ** (pair[0] - tops[head]))
+                weight = np.float32(2.0 ** (top - highest))
             at = from_
             for stretch in range(stretches):
                 total = np.float32(0)
                 while at < min(to, bounds[bound_low + stretch]):
                     total += scores[head * room + at - from_]
                     at += 1
-                sums[head, stretch] += weight * total
+                sums[head * stretches + stretch] += weight * total
     for head in range(heads):
         whole = np.float32(0)
         for stretch in range(stretches):
-            whole += sums[head, stretch]
+            whole += sums[head * stretches + stretch]
         for stretch in range(stretches):
-            out[out_at + stretch] += np.float32(share) * sums[head, stretch] / whole
+            out[out_at + stretch] += np.float32(share) * sums[head * stretches + stretch] / whole
 
 
 @inlined
@@ -412,7 +420,7 @@ MASS = Compiled(
     attention_mass,
     types.void(
         _F32, _INT, _INT, _INT, _U16, _INT, _INT, _INT, _INT, _I64, _I64, _I64, _I64, _INT, _INT, _INT, _INT, _I64,
-        _INT, _INT, _F32, types.float64, _F32, _INT,
+        _INT, _INT, _F32, _F32, types.float64, _F32, _INT,
     ),
 )  # fmt: skip
 call_mass = caller(MASS.signature)

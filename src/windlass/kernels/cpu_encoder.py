@@ -13,9 +13,9 @@ import numpy as np
 from numba import types
 
 from windlass.kernels.byte_gemm import SHIFT
-from windlass.kernels.compiled import Compiled, caller, compiled, inlined
+from windlass.kernels.compiled import Compiled, called, caller, compiled, inlined
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     exp_float,
     fma,
@@ -91,7 +91,7 @@ def normalize_tokens(
         round_token(x, row, size, codes, codes_at + t * size, steps, lows, token + t)
 
 
-@compiled
+@called
 def gather_head(qkv: Any, at: int, hidden: int, length: int, size: int, keys: Any, values: Any) -> None:
     """Keys and values of one head of one sequence, keys as `[tile of 16 tokens][size][16]`, values as `[token][size]`.
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from windlass.kernels.blas import one_thread_a_product
 from windlass.kernels.compiled import compiled, inlined
+from windlass.kernels.isa import LANES
 from windlass.kernels.simd import (
-    LANES,
     add_float,
     fma,
     load_float,

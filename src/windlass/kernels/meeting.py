@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from windlass.kernels.compiled import compiled
+from windlass.kernels.compiled import called
 from windlass.kernels.simd import atomic_add, atomic_load, pause, sleep_briefly, yield_core
 
 ARRIVED, ROUND = 0, 8
@@ -16,7 +16,7 @@ ARRIVED, ROUND = 0, 8
 SPINS, YIELDS = 150, 20
 
 
-@compiled
+@called
 def meet(state: Any, threads: int) -> None:
     """Wait until all `threads` have called this with the same `state` (int64 `[16]`, zeros at first)."""
     if threads == 1:

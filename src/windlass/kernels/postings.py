@@ -14,16 +14,8 @@ from numpy.typing import NDArray
 
 from windlass.kernels.compiled import compiled, inlined
 from windlass.kernels.distances import DOT, best_first, dot_row, push, row_score
-from windlass.kernels.simd import (
-    LANES,
-    dot_signed,
-    fold_signed,
-    load_bytes,
-    prefetch,
-    splat,
-    sum_lanes,
-    zero_ints,
-)
+from windlass.kernels.isa import LANES
+from windlass.kernels.simd import dot_signed, fold_signed, load_bytes, prefetch, splat, sum_lanes, zero_ints
 
 STEP = 4 * LANES
 """Codes of a head are padded with zeros to a multiple of this."""

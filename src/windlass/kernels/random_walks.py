@@ -18,6 +18,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _PART = np.uint64(0xD1B54A32D192ED03)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
+_COUNTED = 64
 
 
 @compiled
@@ -83,6 +84,31 @@ def count_visits(
 
 
 @compiled
+def most_visited(touched: Any, kept: int, counts: Any, ids: Any, visits: Any) -> None:
+    """Move the counts of the first `kept` touched nodes to `ids` and `visits`, the most visited first.
+
+    A counting sort, ties in the order in which nodes were touched; the few beyond its range are inserted.
+    """
+    begin = np.zeros(_COUNTED + 2, np.int32)
+    for at in range(kept):
+        begin[_COUNTED - min(counts[touched[at]], _COUNTED) + 1] += 1
+    for place in range(_COUNTED + 1):
+        begin[place + 1] += begin[place]
+    for at in range(kept):
+        node = touched[at]
+        count = counts[node]
+        counts[node] = 0
+        bucket = _COUNTED - min(count, _COUNTED)
+        place = begin[bucket]
+        begin[bucket] += 1
+        value = np.uint16(min(count, 65535))
+        while bucket == 0 and place > 0 and visits[place - 1] < value:
+            ids[place], visits[place] = ids[place - 1], visits[place - 1]
+            place -= 1
+        ids[place], visits[place] = node, value
+
+
+@compiled
 def fingerprint_nodes(
     indptr: Any, indices: Any, prefix: Any, nodes: Any, walks: int, restart: float, max_steps: int, seed: Any,
     most: int, counts: Any, touched: Any, ids: Any, visits: Any, sizes: Any, totals: Any, cut: Any,
@@ -94,7 +120,7 @@ def fingerprint_nodes(
     Args:
         most: Entries kept of a node, the heaviest; visits to the others are counted for the node itself. 0: all.
         counts, touched: as `count_visits` takes them.
-        ids, visits: int32 and uint16, written.
+        ids, visits: int32 and uint16, written, the most visited first.
         sizes, totals, cut: int64 [nodes], entries and visits of each node, and the visits that were moved.
     """
     used = 0
@@ -107,18 +133,13 @@ def fingerprint_nodes(
         if 0 < most < seen:
             # The start is always the first that was touched, and stays.
             order = np.argsort(-counts[touched[1:seen]], kind="mergesort")
-            heaviest = touched[1:seen][order]
-            touched[1:seen] = heaviest
+            touched[1:seen] = touched[1:seen][order]
             kept = most
             for at in range(most, seen):
                 moved += counts[touched[at]]
                 counts[touched[at]] = 0
             counts[start] += moved
-        for at in range(kept):
-            node = touched[at]
-            ids[used] = node
-            visits[used] = min(counts[node], 65535)
-            counts[node] = 0
-            used += 1
+        most_visited(touched, kept, counts, ids[used:], visits[used:])
+        used += kept
         sizes[place], totals[place], cut[place] = kept, total, moved
     return nodes.size

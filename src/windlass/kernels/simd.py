@@ -10,12 +10,11 @@ in a register and each operation below becomes one or two instructions. The same
     neon          8 lanes, sdot
     generic       8 lanes, plain LLVM arithmetic, runs everywhere
 
-It is chosen from the processor's features, or by the environment variable `WINDLASS_ISA`.
+`kernels.isa` chooses.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -27,33 +26,9 @@ from numba import types
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import models, register_model
 
-from windlass.core.errors import UsageError
+from windlass.kernels import isa
 
-ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "generic")
-NEEDS = {
-    "avx512vnni": ("avx512vnni", "avx512bw", "avx512vl", "avx512f"),
-    "avxvnni": ("avxvnni", "avx2", "fma", "f16c"),
-    "avx2": ("avx2", "fma", "f16c"),
-    "neon": ("neon", "dotprod"),
-    "generic": (),
-}
-
-
-def _choose() -> str:
-    features = llvmlite.binding.get_host_cpu_features()
-    runnable = [isa for isa in ISAS if all(features.get(need) for need in NEEDS[isa])]
-    asked = os.environ.get("WINDLASS_ISA", "")
-    if asked and asked not in ISAS:
-        raise UsageError(f"WINDLASS_ISA is {asked!r}", hint=f"choose one of {', '.join(ISAS)}")
-    if asked and asked not in runnable:
-        raise UsageError(f"WINDLASS_ISA is {asked!r}, which this processor lacks", hint=f"it has {', '.join(runnable)}")
-    return asked or runnable[0]
-
-
-ISA = _choose()
-LANES = 16 if ISA == "avx512vnni" else 8
-"""32-bit values in a register of this instruction set."""
-
+ISA, LANES = isa.ISA, isa.LANES
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32, _HALF = ir.FloatType(), ir.HalfType()
 _BYTES, _WORDS = ir.VectorType(_I8, 4 * LANES), ir.VectorType(_I16, 2 * LANES)
@@ -119,6 +94,16 @@ def _call(builder: Any, name: str, result: ir.Type, arguments: list[Any]) -> Any
 
 def _picked(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(picks)), picks))
+
+
+def _sixteenfold(builder: Any, value: Any) -> Any:
+    return builder.shl(value, _constant(_BYTES, 4))
+
+
+def _joined(builder: Any, upper: Any, lower: Any) -> Any:
+    """Bytes of the upper half of one and the lower half of the other, less 128."""
+    halves = builder.and_(upper, _constant(_BYTES, -16)), builder.and_(lower, _constant(_BYTES, 15))
+    return builder.xor(builder.or_(*halves), _constant(_BYTES, -128))
 
 
 def _splat(builder: Any, value: Any, kind: ir.VectorType) -> Any:
@@ -198,6 +183,14 @@ broadcast4 = intrinsic(
 
 low_nibbles = _pure(Bytes, 1, lambda builder, value: builder.and_(value, _constant(_BYTES, 15)))
 high_nibbles = _pure(Bytes, 1, lambda builder, value: builder.lshr(value, _constant(_BYTES, 4)))
+low_halves = _pure(Bytes, 2, lambda builder, high, low: _joined(builder, _sixteenfold(builder, high), low))
+"""Signed bytes of which the low nibbles of two registers hold the upper half (plus 8) and the lower half."""
+high_halves = _pure(
+    Bytes, 2, lambda builder, high, low: _joined(builder, high, builder.lshr(low, _constant(_BYTES, 4)))
+)
+"""The same for high nibbles."""
+sixteenfold = _pure(Ints, 2, lambda builder, a, b: builder.add(builder.shl(a, _constant(_INTS, 4)), b))
+"""`16 * a + b`."""
 to_float = _pure(Floats, 1, lambda builder, value: builder.sitofp(value, _FLOATS), Ints)
 add_float = _pure(Floats, 2, lambda builder, a, b: builder.fadd(a, b))
 mul_float = _pure(Floats, 2, lambda builder, a, b: builder.fmul(a, b))
@@ -519,17 +512,20 @@ def atomic_load(typing: Any, array: Any, index: Any) -> Any:
     return types.int64(array, types.intp), codegen
 
 
+load_word = intrinsic(_loader(types.int64, _I32, lambda builder, value: builder.zext(value, _I64)))
+"""Four bytes of a uint8 array as a whole number; any alignment."""
+
+
 @intrinsic
-def copy_word(typing: Any, source: Any, source_at: Any, target: Any, target_at: Any) -> Any:
-    """Copy four bytes from one uint8 array to another; any alignment."""
+def store_word(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write the low four bytes of a whole number to a uint8 array; any alignment."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source_type, _, target_type, _ = signature.args
-        word = builder.load(_address(context, builder, source_type, arguments[0], arguments[1], _I32), align=1)
-        builder.store(word, _address(context, builder, target_type, arguments[2], arguments[3], _I32), align=1)
+        pointer = _address(context, builder, signature.args[0], arguments[0], arguments[1], _I32)
+        builder.store(builder.trunc(arguments[2], _I32), pointer, align=1)
         return context.get_dummy_value()
 
-    return types.void(source, types.intp, target, types.intp), codegen
+    return types.void(array, types.intp, types.int64), codegen
 
 
 @intrinsic

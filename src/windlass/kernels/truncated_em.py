@@ -210,14 +210,20 @@ def expect_maximum(
             if q < 1e-9:
                 continue
             size = _active(t, parent, cause, value, chosen, held, taken)
+            for a in range(size):
+                mean[point, held[a]] += q
+            if q < 1e-6:  # too little to be learned from, and powers are dear
+                continue
             smooth[:] = 0
             for a in range(size):
                 for j in range(d):
                     smooth[j] += raised[held[a], j]
             for a in range(size):
-                mean[point, held[a]] += q
                 for j in range(d):
-                    share = q * (raised[held[a], j] / smooth[j]) ** ((rho - 1) / rho)
+                    part = raised[held[a], j] / smooth[j]
+                    if part < 1e-9:
+                        continue
+                    share = q * part ** ((rho - 1) / rho)
                     weighted[held[a], j] += share * y[j]
                     weight[held[a], j] += share
 

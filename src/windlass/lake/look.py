@@ -84,7 +84,7 @@ def _listed(handle: int) -> Look:
                 if entry.is_file(follow_symlinks=False):
                     record = entry.stat(follow_symlinks=False)
                     names.append("f" + entry.name)
-                    records += (record.st_size, record.st_mtime_ns, record.st_ctime_ns, _signed(record.st_ino))
+                    records += (record.st_size, record.st_mtime_ns, record.st_ctime_ns, record.st_ino)
                 elif entry.is_dir(follow_symlinks=False):
                     names.append("d" + entry.name)
                 else:
@@ -94,12 +94,14 @@ def _listed(handle: int) -> Look:
             except OSError as error:
                 failed.append((entry.name, f"cannot be looked at: {error.strerror}"))
     text = "\0".join(names).encode("utf-8", "surrogateescape")
-    return Look(text, array("q", records).tobytes(), failed)
+    return Look(text, _packed(records), failed)
 
 
-def _signed(inode: int) -> int:
-    """As many bits as the database has; some file systems use the last one, too."""
-    return inode if inode < 1 << 63 else inode - (1 << 64)
+def _packed(records: list[int]) -> bytes:
+    try:
+        return array("q", records).tobytes()
+    except OverflowError:  # some file systems use the last bit of an inode, too
+        return array("q", [number if number < 1 << 63 else number - (1 << 64) for number in records]).tobytes()
 
 
 class _Compiled:

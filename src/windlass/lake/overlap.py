@@ -36,9 +36,11 @@ _FOUND_PROBES = 13
 _LEAST_ANCHOR = 8
 _CLOSE = 0.2
 _SIMILAR = 0.95
+_RENAMED_SHARE = 0.9
 _WAYS = 64
 _STEPS = 4_000
 _LOT = 2_000
+_PAIRS_BY_PROFILE = 20_000
 
 
 class Overlap(NamedTuple):
@@ -68,7 +70,7 @@ def find_overlaps(
     """Every ordered pair of tables of which at least `threshold` of the first's rows are in the second; sorted.
 
     Whole containment is among them. Pairs under equal names are all found (but for the error above); under other names,
-    those whose columns pair up one to one with at least 95 % of their cells.
+    those of two columns and more that pair up one to one with at least 95 % of their cells and share 90 % of the rows.
 
     Args:
         tables: With profiles; tables without columns or rows take no part.
@@ -132,7 +134,7 @@ class _Search:
                     best = edge
                 if best.share == 1:
                     break
-            if best is not None and best.renamed:
+            if best is not None and best.renamed and best.share >= _RENAMED_SHARE:
                 yield best
 
     def _possible(self) -> NDArray[np.int64]:
@@ -168,7 +170,10 @@ class _Search:
     def _anchored(self) -> set[tuple[int, int, int, int]]:
         """(child, its column that tells most, parent, the column of the parent that has its smallest hashes)."""
         anchors = [
-            (number, place) for number, table in enumerate(self._tables) if (place := _anchor(table)) is not None
+            (number, place)
+            for number, table in enumerate(self._tables)
+            # One column alone is in another one by accident too often to call it renamed.
+            if len(table.columns) > 1 and (place := _anchor(table)) is not None
         ]
         if not anchors:
             return set()
@@ -178,8 +183,9 @@ class _Search:
         owners = np.repeat(np.arange(len(anchors)), [len(bottom) for bottom in bottoms])[np.argsort(places)]
         ends = np.cumsum(np.concatenate([[0], np.bincount(places)]))
         found: set[tuple[int, int, int, int]] = set()
-        self._progress.start("overlap", len(self._tables), "tables")
-        for parent in range(len(self._tables)):
+        parents = self._possible_parents(anchors)
+        self._progress.start("overlap", len(parents), "tables")
+        for parent in parents:
             check_cancelled(self._progress)
             hashed = self._loaded[parent]
             for key in range(len(hashed.names)):
@@ -199,6 +205,16 @@ class _Search:
             self._progress.advance("overlap", detail=self._tables[parent].id)
         self._progress.finish("overlap")
         return found
+
+    def _possible_parents(self, anchors: Sequence[tuple[int, int]]) -> Sequence[int]:
+        """Tables to look for anchors in: all, or of few fresh tables those that may hold one, and the fresh ones."""
+        everyone = range(len(self._tables))
+        fresh = np.flatnonzero(self._chosen).tolist()
+        if len(fresh) * len(everyone) > _PAIRS_BY_PROFILE:
+            return everyone
+        own = [anchor for anchor in anchors if self._chosen[anchor[0]]]
+        pairs = [(child, place, parent, 0) for child, place in own for parent in everyone if parent != child]
+        return sorted({*fresh, *(entry[2] for entry, _ in self._plausible(pairs))})
 
     def _plausible(
         self, anchored: Sequence[tuple[int, int, int, int]]

@@ -86,5 +86,6 @@ _PAIRS = """
     ) AS pairs JOIN tables AS one ON one.id = child JOIN tables AS other ON other.id = parent
     WHERE (SELECT count(*) FROM tables WHERE document_id = one.document_id) = 1
         AND (SELECT count(*) FROM tables WHERE document_id = other.document_id) = 1
+        AND (share = 1 OR one.rows <= other.rows) -- of two versions, the fuller one is the one to keep
     ORDER BY share DESC, keys != '', other.rows, other.id
 """

@@ -132,10 +132,6 @@ class Catalog:
         progress: Progress,
     ) -> None:
         """Compare the files of changed folders with what is stored, hash what is new, and store it."""
-        # What is stored of these folders stops being true now, and a run that is cut short must not leave it behind.
-        with self._workspace.transaction() as connection:
-            places = [(folder,) for folder in (*dirty, *gone)]
-            connection.executemany("DELETE FROM folders WHERE path = ?", places)
         known = self._known(dirty.keys() | gone)
         found: dict[str, FileEntry] = {}
         to_hash: list[FileEntry] = []
@@ -150,11 +146,12 @@ class Catalog:
         to_hash.sort()  # renames are matched in path order
         delta.total += len(found) + len(to_hash)
         missing = {path: row for path, row in known.items() if path not in found}
-        update = Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns)
+        update = Update(delta, found, missing, {entry.path for entry in to_hash}, started_ns, [*dirty, *gone])
         self._hash_and_store(to_hash, update, threads, progress)
         lost = [path for path in missing if path not in found]
         delta.removed.extend(lost)
         with self._workspace.transaction() as connection:
+            update.drop_folders(connection)
             if lost:
                 connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in lost])
                 mark_changed(connection)
@@ -225,6 +222,7 @@ class Catalog:
             results = zip(entries, chain.from_iterable(pool.map(hash_lot, _lots(entries))), strict=True)
             for batch in _batches(results, progress):
                 with self._workspace.transaction() as connection:
+                    update.drop_folders(connection)
                     for before, result in batch:
                         update.store(connection, before, result)
                     if update.pop_news():

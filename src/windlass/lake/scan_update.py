@@ -66,16 +66,26 @@ class Update:
         missing: dict[str, Stored],
         here: set[str],
         started_ns: int,
+        folders: list[str],
     ) -> None:
         self._delta = delta
         self._found = found
         self._missing = missing
         self._started_ns = started_ns
         self._news = False
+        self._folders = folders
         self._gone_by_hash: dict[str, list[str]] = defaultdict(list)
         for path in sorted(missing.keys() - here, reverse=True):
             if missing[path].entry.content_hash:
                 self._gone_by_hash[missing[path].entry.content_hash].append(path)
+
+    def drop_folders(self, connection: sqlite3.Connection) -> None:
+        """Forget the digests of folders whose files are about to change, in the transaction that changes the first.
+
+        A run that is cut short must not leave a digest behind that the files no longer have.
+        """
+        connection.executemany("DELETE FROM folders WHERE path = ?", [(folder,) for folder in self._folders])
+        self._folders = []
 
     def pop_news(self) -> bool:
         """True when anything that was stored since the last call changes what can be found."""

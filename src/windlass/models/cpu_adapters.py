@@ -10,83 +10,110 @@ from typing import Any
 
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled
+from windlass.kernels.compiled import Compiled, called, caller
 from windlass.kernels.cpu_attention import normalize
 from windlass.kernels.lora import call_expand, call_shrink
+from windlass.kernels.views import float32s, int64s, uint16s
 from windlass.models.cpu_tables import (
+    ADAPTER_CELLS,
+    ADAPTER_SCALES,
     ADAPTERS,
+    CALLS,
+    DATA,
+    EPSILON,
     EXPAND_CALL,
     FIRST_COLUMN,
     FIRST_ROW,
+    FLOATS,
+    INPUTS,
+    LAYERS,
+    MATRICES,
     RANK,
     SHRINK_CALL,
-    WEIGHTS,
-    Adapters,
-    Weights,
+    SHRUNK,
+    SHRUNK_WIDTH,
+    SIZES,
+    TOKEN_ADAPTERS,
 )
 
 
-@compiled
+@called
 def _shrink_tokens(
-    thread: int, threads: int, tokens: int, layer: int, low: int, high: int, x: Any, size: int, norm_at: int,
-    w: Weights, adapters: Adapters, data: Any,
-) -> None:  # fmt: skip
+    t: Any, thread: int, threads: int, tokens: int, layer: int, low: int, high: int, x: Any, size: int, norm_at: int
+) -> None:
     """What the matrices `low` to `high`, three at most, make of rows of `x`, after the norm at `norm_at` if any.
 
     Shared as the rows are when they are rounded: one token is for every thread, of several each has its own.
     """
-    width = adapters.shrunk.shape[1] // 3
+    sizes, slots, tables, scales = (
+        int64s(t, SIZES),
+        int64s(t, TOKEN_ADAPTERS),
+        int64s(t, ADAPTERS),
+        float32s(t, ADAPTER_SCALES),
+    )
+    cells, data, shrunk, inputs = int64s(t, ADAPTER_CELLS), uint16s(t, DATA), float32s(t, SHRUNK), float32s(t, INPUTS)
+    floats, eps, call, width = (
+        float32s(t, FLOATS),
+        float32s(t, EPSILON)[0],
+        int64s(t, CALLS)[SHRINK_CALL],
+        sizes[SHRUNK_WIDTH],
+    )
     for token in range(0 if tokens == 1 else thread, tokens, 1 if tokens == 1 else threads):
-        slot = adapters.slots[token]
+        slot = slots[token]
         if slot < 0:
             continue
         place, source, at = thread if tokens == 1 else token, x, token * size
         if norm_at >= 0:
-            normalize(x, at, size, w.floats, norm_at, w.eps, adapters.inputs[thread], 0)
-            source, at = adapters.inputs[thread], 0
+            normalize(x, at, size, floats, norm_at, eps, inputs, 0)
+            source, at = inputs, 0
         for matrix in range(low, high):
-            table = adapters.tables[slot, layer, matrix]
+            number = (slot * sizes[LAYERS] + layer) * MATRICES + matrix
             arguments = (
-                source, at, size, data, adapters.cells, table[FIRST_ROW], table[RANK],
-                adapters.scales[slot, layer, matrix], adapters.shrunk[place], (matrix - low) * width,
+                source, at, size, data, cells, tables[3 * number + FIRST_ROW], tables[3 * number + RANK],
+                scales[number], shrunk, (3 * place + matrix - low) * width,
             )  # fmt: skip
-            call_shrink(w.calls[SHRINK_CALL], arguments)
+            call_shrink(call, arguments)
 
 
-@compiled
+@called
 def _expand_rows(
-    thread: int, tokens: int, first: int, count: int, layer: int, matrix: int, shift: int, low: int, rows: int,
-    w: Weights, adapters: Adapters, data: Any, out: Any, out_at: int, stride: int,
+    t: Any, thread: int, tokens: int, first: int, count: int, layer: int, matrix: int, shift: int, low: int, rows: int,
+    out: Any, out_at: int, stride: int,
 ) -> None:  # fmt: skip
     """Add rows `low` to `low + rows` of one matrix' updates of `count` tokens from `first` on.
 
     Those of each go to `out[out_at + stride * number]`; `shift` is the matrix' place among those that were shrunk
     together.
     """
-    width = adapters.shrunk.shape[1] // 3
+    sizes, slots, tables, cells = (
+        int64s(t, SIZES),
+        int64s(t, TOKEN_ADAPTERS),
+        int64s(t, ADAPTERS),
+        int64s(t, ADAPTER_CELLS),
+    )
+    data, shrunk, call, width = (
+        uint16s(t, DATA),
+        float32s(t, SHRUNK),
+        int64s(t, CALLS)[EXPAND_CALL],
+        sizes[SHRUNK_WIDTH],
+    )
     for number in range(count):
         token = first + number
-        slot = adapters.slots[token]
+        slot = slots[token]
         if slot < 0:
             continue
-        table = adapters.tables[slot, layer, matrix]
+        table = ((slot * sizes[LAYERS] + layer) * MATRICES + matrix) * 3
+        place = thread if tokens == 1 else token
         arguments = (
-            adapters.shrunk[thread if tokens == 1 else token], shift * width, data, adapters.cells,
-            table[FIRST_COLUMN], table[RANK], low, rows, out, out_at + number * stride,
+            shrunk, (3 * place + shift) * width, data, cells, tables[table + FIRST_COLUMN], tables[table + RANK], low,
+            rows, out, out_at + number * stride,
         )  # fmt: skip
-        call_expand(w.calls[EXPAND_CALL], arguments)
+        call_expand(call, arguments)
 
 
-_INT, _F32 = types.int64, types.Array(types.float32, 1, "C")
-_U16 = types.Array(types.uint16, 1, "C")
-SHRINK_TOKENS = Compiled(
-    _shrink_tokens,
-    types.void(_INT, _INT, _INT, _INT, _INT, _INT, _F32, _INT, _INT, WEIGHTS, ADAPTERS, _U16),
-)
+_INT, _F32, _I64 = types.int64, types.Array(types.float32, 1, "C"), types.Array(types.int64, 1, "C")
+SHRINK_TOKENS = Compiled(_shrink_tokens, types.void(_I64, _INT, _INT, _INT, _INT, _INT, _INT, _F32, _INT, _INT))
 EXPAND_ROWS = Compiled(
-    _expand_rows,
-    types.void(
-        _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT, WEIGHTS, ADAPTERS, _U16, _F32, _INT, _INT
-    ),
-)  # fmt: skip
+    _expand_rows, types.void(_I64, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _F32, _INT, _INT)
+)
 call_shrink_tokens, call_expand_rows = caller(SHRINK_TOKENS.signature), caller(EXPAND_ROWS.signature)

@@ -8,46 +8,74 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled, pasted
-from windlass.kernels.cpu_attention import CHUNK, call_attend, call_mass, finish, merge, normalize, remember, rotate
+from windlass.kernels.compiled import Compiled, called, caller, pasted
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.cpu_attention import call_attend, call_mass, finish, merge, normalize, remember, rotate
+from windlass.kernels.isa import LANES
 from windlass.kernels.meeting import meet
-from windlass.kernels.simd import LANES, load_float, store_float
+from windlass.kernels.simd import load_float, store_float
+from windlass.kernels.views import float32s, int64s, uint16s
+from windlass.models.cpu_linear import share
 from windlass.models.cpu_tables import (
     ATTEND_CALL,
-    BATCH,
+    BARRIER,
+    BEGINS,
+    BOUND_OFFSETS,
+    BOUNDS,
+    CALLS,
+    COSINE,
+    DATA,
+    EPSILON,
+    EXTRAS,
     FEW,
     FEW_CALL,
+    FLOATS,
     HEAD_DIM,
     HEADS,
+    IDS,
     INTERLEAVED,
     K_NORM,
     KEY_HEADS,
-    KEYS_CALL,
+    LAYERS,
+    LENGTHS,
     MANY_CALL,
+    MASS,
     MASS_CALL,
     MERGE_CALL,
+    MIXED,
+    NORMED,
+    NOTES,
+    OFFSETS,
+    OWN_QUERIES,
     PAGE_TOKENS,
+    PAGES,
+    PAIR,
+    PARTS,
+    POSITIONS,
     Q_NORM,
-    SCRATCH,
+    QKV,
+    QUERIES,
+    SCORES,
+    SEQUENCES,
+    SINE,
+    SIZES,
+    SLOTS,
+    STARTS,
+    STATES,
+    STRETCH_SUMS,
     TURN_CALL,
-    WEIGHTS,
+    TWICE,
+    VISIBLE,
     WINDOW,
-    Batch,
-    Scratch,
-    Weights,
-    share,
 )
 
 
-@compiled
-def _turn(
-    x: Any, at: int, heads: int, size: int, norm_at: int, floats: Any, eps: float, scale: float, cosine: Any, sine: Any,
-    angle: int, interleaved: bool, twice: Any, out: Any,
-) -> None:  # fmt: skip
-    """Norm (when `norm_at` is not -1), scale and turn `heads` heads of `x` from `at` into `out`.
-
-    `twice` is scratch for two heads.
-    """
+@called
+def _turn(t: Any, at: int, heads: int, norm_at: int, position: int, scale: float, out: Any, out_at: int) -> None:
+    """Norm (when `norm_at` is not -1), turn and scale `heads` heads of `QKV` from `at` into `out`."""
+    sizes, x, twice, floats = int64s(t, SIZES), float32s(t, QKV), float32s(t, TWICE), float32s(t, FLOATS)
+    cosine, sine, eps = float32s(t, COSINE), float32s(t, SINE), float32s(t, EPSILON)[0]
+    size, interleaved = sizes[HEAD_DIM], sizes[INTERLEAVED] == 1
     for head in range(heads):
         source, from_ = (x, at + head * size) if norm_at < 0 else (twice, 0)
         if norm_at >= 0:
@@ -56,217 +84,222 @@ def _turn(
             value = load_float(source, from_ + i)
             store_float(twice, i, value)
             store_float(twice, size + i, value)
-        rotate(twice, 0, size, cosine, sine, angle, interleaved, scale, out, head * size)
+        rotate(twice, 0, size, cosine, sine, position * size, interleaved, scale, out, out_at + head * size)
 
 
-_F32 = types.Array(types.float32, 1, "C")
-_INT, _FLOAT, _FLAG = types.int64, types.float64, types.boolean
-_U16 = types.Array(types.uint16, 1, "C")
-TURN = Compiled(
-    _turn,
-    types.void(_F32, _INT, _INT, _INT, _INT, _F32, _FLOAT, types.float32, _F32, _F32, _INT, _FLAG, _F32, _F32),
-)
+_F32, _I64, _INT = types.Array(types.float32, 1, "C"), types.Array(types.int64, 1, "C"), types.int64
+TURN = Compiled(_turn, types.void(_I64, _INT, _INT, _INT, _INT, types.float32, _F32, _INT))
 call_turn = caller(TURN.signature)
 
 
-@compiled
-def _store_keys(
-    token: int, head: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, thread: int
-) -> None:
-    """Put the turned key and the value of one key head of a token into its slot."""
-    heads, key_heads, size = w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
-    base = token * (heads + 2 * key_heads) * size
-    arguments = (
-        s.qkv, base + (heads + head) * size, 1, size, w.extras[layer, K_NORM], w.floats, w.eps, np.float32(1),
-        w.cosine, w.sine, batch.positions[token] * size, w.sizes[INTERLEAVED] == 1, s.twice[thread], s.normed[thread],
-    )  # fmt: skip
-    call_turn(w.calls[TURN_CALL], arguments)
-    slot, page_tokens = batch.slots[token], w.sizes[PAGE_TOKENS]
+@called
+def _store_keys(t: Any, token: int, layer: int) -> None:
+    """Put the turned keys and the values of a token into its slot."""
+    sizes, data, qkv, normed = int64s(t, SIZES), uint16s(t, DATA), float32s(t, QKV), float32s(t, NORMED)
+    heads, key_heads, size, page_tokens = sizes[HEADS], sizes[KEY_HEADS], sizes[HEAD_DIM], sizes[PAGE_TOKENS]
+    base, position = token * (heads + 2 * key_heads) * size, int64s(t, POSITIONS)[token]
+    norm_at, scale = int64s(t, EXTRAS)[layer * NOTES + K_NORM], np.float32(1)
+    call_turn(int64s(t, CALLS)[TURN_CALL], (t, base + heads * size, key_heads, norm_at, position, scale, normed, 0))
+    slot = int64s(t, SLOTS)[token]
     page, row = slot // page_tokens, slot % page_tokens
-    key_at = (((page * w.extras.shape[0] + layer) * 2 * key_heads + head) * page_tokens + row) * size
-    remember(s.normed[thread], 0, size, data, key_at)
-    remember(s.qkv, base + (heads + key_heads + head) * size, size, data, key_at + key_heads * page_tokens * size)
+    for head in range(key_heads):
+        key_at = (((page * sizes[LAYERS] + layer) * 2 * key_heads + head) * page_tokens + row) * size
+        remember(normed, head * size, size, data, key_at)
+        value_at = base + (heads + key_heads + head) * size
+        remember(qkv, value_at, size, data, key_at + key_heads * page_tokens * size)
 
 
-STORE_KEYS = Compiled(_store_keys, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH, _INT))
-call_store_keys = caller(STORE_KEYS.signature)
-
-
-@compiled
-def _turn_queries(
-    token: int, low: int, high: int, layer: int, w: Weights, batch: Batch, s: Scratch, thread: int, out: Any
-) -> None:
-    """The queries of the groups of key heads `low` to `high`, turned and scaled, to the beginning of `out`."""
-    heads, key_heads, size = w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
+@called
+def _turn_queries(t: Any, token: int, low: int, high: int, layer: int, out: Any, out_at: int) -> None:
+    """The queries of the groups of key heads `low` to `high`, turned and scaled, to `out`."""
+    sizes = int64s(t, SIZES)
+    heads, key_heads, size = sizes[HEADS], sizes[KEY_HEADS], sizes[HEAD_DIM]
     group, scale = heads // key_heads, np.float32(math.log2(math.e) / math.sqrt(size))
     at = (token * (heads + 2 * key_heads) + low * group) * size
-    arguments = (
-        s.qkv, at, (high - low) * group, size, w.extras[layer, Q_NORM], w.floats, w.eps, scale, w.cosine, w.sine,
-        batch.positions[token] * size, w.sizes[INTERLEAVED] == 1, s.twice[thread], out,
-    )  # fmt: skip
-    call_turn(w.calls[TURN_CALL], arguments)
+    norm_at, position = int64s(t, EXTRAS)[layer * NOTES + Q_NORM], int64s(t, POSITIONS)[token]
+    call_turn(int64s(t, CALLS)[TURN_CALL], (t, at, (high - low) * group, norm_at, position, scale, out, out_at))
 
 
-@compiled
+@called
 def _attend_chunk(
-    token: int, low: int, high: int, chunk: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch,
-    thread: int, queries: Any, out: Any, out_at: int,
-) -> None:  # fmt: skip
-    """One chunk of the context of a token for key heads `low` to `high`, whose queries `queries` begins with."""
-    key_heads, size, page_tokens = w.sizes[KEY_HEADS], w.sizes[HEAD_DIM], w.sizes[PAGE_TOKENS]
-    begin = max(chunk * CHUNK, _first_seen(token, layer, w, batch))
-    end = min((chunk + 1) * CHUNK, batch.visible[token])
-    stride, row = page_tokens * size, batch.rows[token]
+    t: Any, token: int, low: int, high: int, chunk: int, layer: int, queries: Any, q_at: int, out: Any, out_at: int
+) -> None:
+    """One chunk of the context of a token for key heads `low` to `high`, whose queries begin at `q_at`."""
+    sizes, offsets, row = int64s(t, SIZES), int64s(t, OFFSETS), int64s(t, SEQUENCES)[token]
+    key_heads, size, page_tokens = sizes[KEY_HEADS], sizes[HEAD_DIM], sizes[PAGE_TOKENS]
+    begin = max(chunk * CHUNK, first_seen(t, token, layer))
+    end = min((chunk + 1) * CHUNK, int64s(t, VISIBLE)[token])
+    stride = page_tokens * size
     key_at = (layer * 2 * key_heads + low) * stride
     arguments = (
-        queries, 0, high - low, w.sizes[HEADS] // key_heads, size, data, key_at, key_at + key_heads * stride, stride,
-        w.extras.shape[0] * 2 * key_heads * stride, batch.pages, batch.starts, batch.begins, batch.lengths,
-        batch.offsets[row], batch.offsets[row + 1], begin, end, s.scores[thread], out, out_at,
+        queries, q_at, high - low, sizes[HEADS] // key_heads, size, uint16s(t, DATA), key_at,
+        key_at + key_heads * stride, stride, sizes[LAYERS] * 2 * key_heads * stride, int64s(t, PAGES),
+        int64s(t, STARTS), int64s(t, BEGINS), int64s(t, LENGTHS), offsets[row], offsets[row + 1], begin, end,
+        float32s(t, SCORES), out, out_at,
     )  # fmt: skip
-    call_attend(w.calls[ATTEND_CALL], arguments)
+    call_attend(int64s(t, CALLS)[ATTEND_CALL], arguments)
 
 
 @pasted
-def _first_seen(token: int, layer: int, w: Weights, batch: Batch) -> int:
-    window = w.extras[layer, WINDOW]
-    return max(0, batch.visible[token] - window) if window > 0 else 0
+def first_seen(t: Any, token: int, layer: int) -> int:
+    """The first slot of its context that a token attends to."""
+    window = int64s(t, EXTRAS)[layer * NOTES + WINDOW]
+    return max(0, int64s(t, VISIBLE)[token] - window) if window > 0 else 0
 
 
 @pasted
-def _first_chunk(token: int, layer: int, w: Weights, batch: Batch) -> int:
-    return _first_seen(token, layer, w, batch) // CHUNK
+def _chunks(t: Any, token: int, layer: int) -> tuple[int, int]:
+    """The chunks of its context that a token attends to: from, to."""
+    return first_seen(t, token, layer) // CHUNK, (int64s(t, VISIBLE)[token] + CHUNK - 1) // CHUNK
 
 
-@pasted
-def _chunks_end(token: int, batch: Batch) -> int:
-    end: int = (batch.visible[token] + CHUNK - 1) // CHUNK
-    return end
-
-
-@compiled
-def _attention_of_few(thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch) -> None:
+@called
+def _attention_of_few(t: Any, thread: int, threads: int, layer: int) -> None:
     """Cells of the contexts of a few tokens, a chunk and key head each, split evenly; `_merge_parts` joins them."""
-    key_heads = w.sizes[KEY_HEADS]
-    unit, cells = w.sizes[HEADS] // key_heads * (w.sizes[HEAD_DIM] + 2), 0
-    for token in range(batch.ids.shape[0]):
-        cells += (_chunks_end(token, batch) - _first_chunk(token, layer, w, batch)) * key_heads
+    sizes, tokens, queries, parts = (
+        int64s(t, SIZES),
+        int64s(t, IDS).shape[0],
+        float32s(t, OWN_QUERIES),
+        float32s(t, PARTS),
+    )
+    key_heads = sizes[KEY_HEADS]
+    unit, cells = sizes[HEADS] // key_heads * (sizes[HEAD_DIM] + 2), 0
+    for token in range(tokens):
+        first, end = _chunks(t, token, layer)
+        cells += (end - first) * key_heads
     low, high = share(cells, thread, threads)
-    if batch.ids.shape[0] == 1 and low < high:
+    if tokens == 1 and low < high:
         # Every thread stores the same bytes, so that none waits for the other.
-        for head in range(key_heads):
-            call_store_keys(w.calls[KEYS_CALL], (0, head, layer, w, batch, data, s, thread))
-    queries, cell = s.own_queries[thread], 0
-    for token in range(batch.ids.shape[0]):
+        _store_keys(t, 0, layer)
+    cell = 0
+    for token in range(tokens):
         turned = -1
-        for chunk in range(_first_chunk(token, layer, w, batch), _chunks_end(token, batch)):
-            begin, end = max(low - cell, 0), min(high - cell, key_heads)
-            if begin < end:
-                if turned != begin * key_heads + end:
-                    _turn_queries(token, begin, end, layer, w, batch, s, thread, queries)
-                    turned = begin * key_heads + end
-                out_at = (cell + begin) * unit
-                _attend_chunk(token, begin, end, chunk, layer, w, batch, data, s, thread, queries, s.parts, out_at)
+        first, end = _chunks(t, token, layer)
+        for chunk in range(first, end):
+            begin, stop = max(low - cell, 0), min(high - cell, key_heads)
+            if begin < stop:
+                if turned != begin * key_heads + stop:
+                    _turn_queries(t, token, begin, stop, layer, queries, 0)
+                    turned = begin * key_heads + stop
+                _attend_chunk(t, token, begin, stop, chunk, layer, queries, 0, parts, (cell + begin) * unit)
             cell += key_heads
 
 
-ATTEND_FEW = Compiled(_attention_of_few, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH))
+ATTEND_FEW = Compiled(_attention_of_few, types.void(_I64, _INT, _INT, _INT))
 call_attend_few = caller(ATTEND_FEW.signature)
 
 
-@compiled
-def _merge_parts(token: int, layer: int, w: Weights, batch: Batch, s: Scratch, thread: int, out: Any) -> None:
-    """The mixed values of one of a few tokens, to the beginning of `out`."""
-    key_heads, size = w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
-    group = w.sizes[HEADS] // key_heads
-    pair, unit, cell = s.pair[thread], group * (size + 2), 0
+@called
+def _merge_parts(t: Any, token: int, layer: int, out: Any, out_at: int) -> None:
+    """The mixed values of one of a few tokens, to `out`."""
+    sizes, pair, parts = int64s(t, SIZES), float32s(t, PAIR), float32s(t, PARTS)
+    key_heads, size = sizes[KEY_HEADS], sizes[HEAD_DIM]
+    group = sizes[HEADS] // key_heads
+    unit, cell = group * (size + 2), 0
     for before in range(token):
-        cell += (_chunks_end(before, batch) - _first_chunk(before, layer, w, batch)) * key_heads
-    chunks = _chunks_end(token, batch) - _first_chunk(token, layer, w, batch)
+        first, end = _chunks(t, before, layer)
+        cell += (end - first) * key_heads
+    first, end = _chunks(t, token, layer)
     for head in range(key_heads):
         at = (cell + head) * unit
-        pair[:unit] = s.parts[at : at + unit]
-        for chunk in range(1, chunks):
-            merge(pair, 0, s.parts, at + chunk * key_heads * unit, group, size)
-        finish(pair, 0, group, size, out, head * group * size)
+        for i in range(unit):
+            pair[i] = parts[at + i]
+        for chunk in range(1, end - first):
+            merge(pair, 0, parts, at + chunk * key_heads * unit, group, size)
+        finish(pair, 0, group, size, out, out_at + head * group * size)
 
 
-MERGE_PARTS = Compiled(_merge_parts, types.void(_INT, _INT, WEIGHTS, BATCH, SCRATCH, _INT, _F32))
+MERGE_PARTS = Compiled(_merge_parts, types.void(_I64, _INT, _INT, _F32, _INT))
 call_merge_parts = caller(MERGE_PARTS.signature)
 
 
-@compiled
-def _attention_of_many(thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch) -> None:
+@called
+def _attention_of_many(t: Any, thread: int, threads: int, layer: int) -> None:
     """Every thread takes its tokens through one chunk after the other, so that neighbours find it in the cache."""
-    tokens, key_heads, size = batch.ids.shape[0], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
-    group, mixed = w.sizes[HEADS] // key_heads, w.sizes[HEADS] * size
-    unit, pair, chunks = group * (size + 2), s.pair[thread], 0
+    sizes, tokens, queries, states = (
+        int64s(t, SIZES),
+        int64s(t, IDS).shape[0],
+        float32s(t, QUERIES),
+        float32s(t, STATES),
+    )
+    key_heads, size, pair, mixed = sizes[KEY_HEADS], sizes[HEAD_DIM], float32s(t, PAIR), float32s(t, MIXED)
+    group, width = sizes[HEADS] // key_heads, sizes[HEADS] * size
+    unit, chunks = group * (size + 2), 0
     for token in range(thread, tokens, threads):
-        _turn_queries(token, 0, key_heads, layer, w, batch, s, thread, s.queries[token])
-        chunks = max(chunks, _chunks_end(token, batch))
+        _turn_queries(t, token, 0, key_heads, layer, queries, token * width)
+        chunks = max(chunks, _chunks(t, token, layer)[1])
     for chunk in range(chunks):
         for token in range(thread, tokens, threads):
-            first, end = _first_chunk(token, layer, w, batch), _chunks_end(token, batch)
+            first, end = _chunks(t, token, layer)
             if first <= chunk < end:
-                out, state = (s.states[token], s.states[token]) if chunk == first else (pair, s.states[token])
-                _attend_chunk(
-                    token, 0, key_heads, chunk, layer, w, batch, data, s, thread, s.queries[token], out, 0
-                )  # fmt: skip
+                state = token * key_heads * unit
+                out, out_at = (states, state) if chunk == first else (pair, 0)
+                _attend_chunk(t, token, 0, key_heads, chunk, layer, queries, token * width, out, out_at)
                 for head in range(key_heads):
                     if chunk > first:
-                        merge(state, head * unit, pair, head * unit, group, size)
+                        merge(states, state + head * unit, pair, head * unit, group, size)
                     if chunk == end - 1:
-                        finish(state, head * unit, group, size, s.mixed, token * mixed + head * group * size)
+                        finish(states, state + head * unit, group, size, mixed, token * width + head * group * size)
 
 
-ATTEND_MANY = Compiled(_attention_of_many, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH))
+ATTEND_MANY = Compiled(_attention_of_many, types.void(_I64, _INT, _INT, _INT))
 call_attend_many = caller(ATTEND_MANY.signature)
 
 
-@compiled
-def attention(
-    thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch
-) -> None:
+@called
+def attention(t: Any, thread: int, threads: int, layer: int) -> None:
     """From projected queries, keys and values of several tokens to mixed values."""
-    tokens, mixed = batch.ids.shape[0], w.sizes[HEADS] * w.sizes[HEAD_DIM]
+    sizes, tokens, calls, barrier = int64s(t, SIZES), int64s(t, IDS).shape[0], int64s(t, CALLS), int64s(t, BARRIER)
+    mixed, width = float32s(t, MIXED), sizes[HEADS] * sizes[HEAD_DIM]
     for token in range(thread, tokens, threads):
-        for head in range(w.sizes[KEY_HEADS]):
-            call_store_keys(w.calls[KEYS_CALL], (token, head, layer, w, batch, data, s, thread))
+        _store_keys(t, token, layer)
     meet(barrier, threads)
     if tokens > FEW:
-        call_attend_many(w.calls[MANY_CALL], (thread, threads, layer, w, batch, data, s))
+        call_attend_many(calls[MANY_CALL], (t, thread, threads, layer))
         return
-    call_attend_few(w.calls[FEW_CALL], (thread, threads, layer, w, batch, data, s))
+    call_attend_few(calls[FEW_CALL], (t, thread, threads, layer))
     meet(barrier, threads)
     for token in range(thread, tokens, threads):
-        out = s.mixed[token * mixed : (token + 1) * mixed]
-        call_merge_parts(w.calls[MERGE_CALL], (token, layer, w, batch, s, thread, out))
+        call_merge_parts(calls[MERGE_CALL], (t, token, layer, mixed, token * width))
 
 
-@compiled
-def _measure_mass(thread: int, threads: int, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch) -> None:
-    """Add what each token attends to in this layer to its line of `s.mass`, for sequences that have bounds.
+@called
+def _measure_mass(t: Any, thread: int, threads: int, layer: int) -> None:
+    """Add what each token attends to in this layer to its line of `MASS`, for sequences that have bounds.
 
     Every third layer is asked: the mean hardly moves, and it costs a third.
     """
     if layer % 3 != 0:
         return
-    tokens, heads, key_heads, size = batch.ids.shape[0], w.sizes[HEADS], w.sizes[KEY_HEADS], w.sizes[HEAD_DIM]
-    stride, widest = w.sizes[PAGE_TOKENS] * size, s.mass.shape[0] // tokens
-    key_at, layers = layer * 2 * key_heads * stride, w.extras.shape[0]
+    sizes, tokens, bounds, bound_offsets = (
+        int64s(t, SIZES),
+        int64s(t, IDS).shape[0],
+        int64s(t, BOUNDS),
+        int64s(t, BOUND_OFFSETS),
+    )
+    heads, key_heads, size, layers = sizes[HEADS], sizes[KEY_HEADS], sizes[HEAD_DIM], sizes[LAYERS]
+    stride, mass, queries, offsets = (
+        sizes[PAGE_TOKENS] * size,
+        float32s(t, MASS),
+        float32s(t, OWN_QUERIES),
+        int64s(t, OFFSETS),
+    )
+    widest, key_at = mass.shape[0] // tokens, layer * 2 * key_heads * stride
     for token in range(thread, tokens, threads):
-        row = batch.rows[token]
-        low, high = batch.bound_offsets[row], batch.bound_offsets[row + 1]
+        row = int64s(t, SEQUENCES)[token]
+        low, high = bound_offsets[row], bound_offsets[row + 1]
         if low == high:
             continue
-        _turn_queries(token, 0, key_heads, layer, w, batch, s, thread, s.own_queries[thread])
+        _turn_queries(t, token, 0, key_heads, layer, queries, 0)
         arguments = (
-            s.own_queries[thread], key_heads, heads // key_heads, size, data, key_at, key_at + key_heads * stride,
-            stride, layers * 2 * key_heads * stride, batch.pages, batch.starts, batch.begins, batch.lengths,
-            batch.offsets[row], batch.offsets[row + 1], _first_seen(token, layer, w, batch), batch.visible[token],
-            batch.bounds, low, high, s.scores[thread], 1.0 / (heads * ((layers + 2) // 3)), s.mass, token * widest,
+            queries, key_heads, heads // key_heads, size, uint16s(t, DATA), key_at, key_at + key_heads * stride, stride,
+            layers * 2 * key_heads * stride, int64s(t, PAGES), int64s(t, STARTS), int64s(t, BEGINS),
+            int64s(t, LENGTHS), offsets[row], offsets[row + 1], first_seen(t, token, layer), int64s(t, VISIBLE)[token],
+            bounds, low, high, float32s(t, SCORES), float32s(t, STRETCH_SUMS),
+            1.0 / (heads * ((layers + 2) // 3)), mass, token * widest,
         )  # fmt: skip
-        call_mass(w.calls[MASS_CALL], arguments)
+        call_mass(int64s(t, CALLS)[MASS_CALL], arguments)
 
 
-MEASURE_MASS = Compiled(_measure_mass, types.void(_INT, _INT, _INT, WEIGHTS, BATCH, _U16, SCRATCH))
+MEASURE_MASS = Compiled(_measure_mass, types.void(_I64, _INT, _INT, _INT))
 call_measure_mass = caller(MEASURE_MASS.signature)

@@ -16,23 +16,42 @@ from numpy.typing import NDArray
 
 from windlass.core.errors import ModelError, UsageError
 from windlass.core.tasks import usable_cores
-from windlass.kernels.cpu_attention import CHUNK
-from windlass.kernels.lora import ROOM
-from windlass.models import cpu_step, cpu_tables
-from windlass.models.adapter_tables import AdapterTables, TokenAdapters
+from windlass.kernels.context_chunks import CHUNK
+from windlass.kernels.machine_code import Kernel
+from windlass.models import cpu_tables as tables
+from windlass.models.adapter_tables import TokenAdapters
 from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
+from windlass.models.cpu_packing import KERNELS as PACKING_KERNELS
 from windlass.models.cpu_packing import pack
+from windlass.models.cpu_tables import StepTables
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
+from windlass.models.kernel_cache import kernels
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
 from windlass.models.token_batch import AttentionMass, TokenBatch, Wanted
 from windlass.models.weights import WeightSource, open_weights
 
+KERNELS = (
+    "windlass.models.cpu_step:FORWARD", "windlass.kernels.cpu_gemm:TILE_PRODUCT",
+    "windlass.kernels.cpu_gemm:VECTOR_PRODUCT", "windlass.kernels.cpu_attention:ATTEND",
+    "windlass.models.cpu_linear:PROJECT", "windlass.models.cpu_linear:PROJECT_GATED",
+    "windlass.models.cpu_linear:QUANTIZE", "windlass.models.cpu_context:TURN",
+    "windlass.models.cpu_context:ATTEND_FEW", "windlass.models.cpu_context:MERGE_PARTS",
+    "windlass.models.cpu_context:ATTEND_MANY", "windlass.models.cpu_head:FIND_HEAD", "windlass.models.cpu_step:LAYER",
+)  # fmt: skip
+"""The step, and what it calls, in the order of `cpu_tables.TILE_CALL` and following."""
+ADAPTER_KERNELS = (
+    "windlass.kernels.lora:SHRINK", "windlass.kernels.lora:EXPAND",
+    "windlass.models.cpu_adapters:SHRINK_TOKENS", "windlass.models.cpu_adapters:EXPAND_ROWS",
+)  # fmt: skip
+"""What only tokens with adapters need, in the order of `cpu_tables.SHRINK_CALL` and following."""
+MASS_KERNELS = ("windlass.kernels.cpu_attention:MASS", "windlass.models.cpu_context:MEASURE_MASS")
+"""What only an `AttentionMass` needs, in the order of `cpu_tables.MASS_CALL` and following."""
 PREFILL_CHUNK = 256
 """Tokens of a prompt computed together."""
 MOST_THREADS = 8
 """More threads than memory channels only wait for each other."""
-_NO_BOUNDS = np.zeros(0, np.int64)
+_NONE = np.zeros(0, np.int64)
 
 
 class CpuEngine:
@@ -59,17 +78,16 @@ class CpuEngine:
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1")
         self.threads = threads or min(usable_cores(), MOST_THREADS)
+        kernels((*KERNELS, *PACKING_KERNELS))  # together, so that a first start compiles all at once
         self.packed = pack(source, self.threads)
         self._frequencies, self._magnitude = rotary_frequencies(self.config, source)
-        self._cosine = self._sine = np.zeros(0, np.float32)
+        self._cosine = self._sine = np.zeros((0, 0), np.float32)
         self._sizes = self._describe(self.packed.final_norm)
         self._pool = self.new_pool()
-        self._scratch: cpu_tables.Scratch | None = None
-        self._scratch_for = (0, 0)
-        self._calls = cpu_step.kernel_addresses()
-        self._barrier = np.zeros(16, np.int64)
-        none = AdapterTables.of([], 1, self.config)
-        self._no_adapters = self._make_adapters(np.zeros(0, np.int64), none, 0, 0)
+        self._tables = StepTables(self.threads)
+        self._room = (0, 0)
+        self._calls = np.zeros(tables.MEASURE_CALL + 1, np.int64)
+        self._forward = self._put_model()
         self._crew, self._free_cores = _Crew(self.threads), _FreeCores(self.threads)
         self._lock = threading.Lock()
 
@@ -154,9 +172,8 @@ class CpuEngine:
             UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
         """
         with self._lock:
-            self._require_valid(batch, pool, mass)
-            updates = self._updates(batch, pool, adapters)
-            return self._compute(batch, pool, greedy=False, adapters=updates, mass=mass)[0]
+            self._require_valid(batch, pool, adapters, mass)
+            return self._compute(batch, pool, greedy=False, adapters=adapters, mass=mass)[0]
 
     def forward_greedy(
         self,
@@ -173,9 +190,8 @@ class CpuEngine:
             UsageError: as `forward_tokens`.
         """
         with self._lock:
-            self._require_valid(batch, pool, mass)
-            updates = self._updates(batch, pool, adapters)
-            logits, chosen = self._compute(batch, pool, greedy=True, adapters=updates, mass=mass)
+            self._require_valid(batch, pool, adapters, mass)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=adapters, mass=mass)
             if len(logits):
                 chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
             return chosen
@@ -216,43 +232,42 @@ class CpuEngine:
         pool: PagePool,
         *,
         greedy: bool,
-        adapters: cpu_tables.Adapters | None = None,
+        adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
     ) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
-        self._sizes[cpu_tables.PAGE_TOKENS] = pool.page_tokens
+        self._sizes[tables.PAGE_TOKENS] = pool.page_tokens
         threads = self._free_cores.threads()
         wanted, guess = len(batch.out_rows), greedy and self.packed.has_coarse_head
         logits = np.empty((0 if guess else wanted, self.config.vocab_size), np.float32)
-        best, chosen = np.zeros(threads * wanted, np.float32), np.zeros(threads * wanted, np.int64)
+        best, chosen = np.zeros((threads, wanted), np.float32), np.zeros((threads, wanted), np.int64)
         before = np.concatenate((np.zeros(1, np.int64), np.cumsum(batch.context_lengths)))
         begins = before[:-1] - np.repeat(before[batch.context_offsets[:-1]], np.diff(batch.context_offsets))
-        step = cpu_tables.Batch(
-            batch.ids, batch.positions, batch.rows, batch.slots, batch.visible, batch.context_pages,
-            batch.context_starts, begins, batch.context_lengths, batch.context_offsets, batch.out_rows,
-            *((_NO_BOUNDS, _NO_BOUNDS) if mass is None else (mass.bounds, mass.offsets)),
-        )  # fmt: skip
-        scratch = self._room_for(tokens, seen)
-        if mass is not None:
-            scratch = scratch._replace(mass=mass.shares.reshape(-1))
-        shared = (
-            self._barrier, self._weights(), step, pool.data.reshape(-1), scratch,
-            self._no_adapters if adapters is None else adapters,
-        )  # fmt: skip
-        out = (logits.reshape(-1), best, chosen)
-        self._crew.run(threads, lambda thread: cpu_step.forward(thread, threads, *shared, *out))
+        for number, array in (
+            (tables.IDS, batch.ids), (tables.POSITIONS, batch.positions), (tables.SEQUENCES, batch.rows),
+            (tables.SLOTS, batch.slots), (tables.VISIBLE, batch.visible), (tables.PAGES, batch.context_pages),
+            (tables.STARTS, batch.context_starts), (tables.BEGINS, begins), (tables.LENGTHS, batch.context_lengths),
+            (tables.OFFSETS, batch.context_offsets), (tables.WANTED, batch.out_rows), (tables.DATA, pool.data),
+            (tables.LOGITS, logits), (tables.BEST, best), (tables.CHOSEN, chosen),
+        ):  # fmt: skip
+            self._tables.put(number, array)
+        self._put_mass(mass)
+        self._put_adapters(adapters, max(tokens, self.threads))
+        self._make_room(tokens, seen)
+        self._crew.run(threads, lambda thread: self._forward(self._tables.address(thread), thread, threads))
         if not greedy:
             return logits, chosen
         if not guess:
             return logits, logits.argmax(axis=1)
         # Of the threads that found the highest logit, the one with the lowest id; as `argmax` breaks ties.
-        by_thread, ids = best.reshape(threads, wanted), chosen.reshape(threads, wanted)
-        highest = by_thread.max(axis=0)
-        winners = (by_thread == highest) & np.isfinite(highest)
-        return logits, np.where(winners, ids, self.config.vocab_size).min(axis=0)
+        highest = best.max(axis=0)
+        winners = (best == highest) & np.isfinite(highest)
+        return logits, np.where(winners, chosen, self.config.vocab_size).min(axis=0)
 
-    def _require_valid(self, batch: TokenBatch, pool: PagePool, mass: AttentionMass | None) -> None:
+    def _require_valid(
+        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None, mass: AttentionMass | None
+    ) -> None:
         config = self.config
         expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
         if pool.shape != expected:
@@ -265,91 +280,116 @@ class CpuEngine:
         )
         if mass is not None:
             mass.require_valid(batch)
+        if adapters is not None:
+            adapters.require_valid(tokens=len(batch.ids), config=config, elements=pool.data.size)
 
-    def _updates(self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None) -> cpu_tables.Adapters | None:
+    def _put_mass(self, mass: AttentionMass | None) -> None:
+        """Where to note what tokens attend to, if anywhere."""
+        if mass is not None:
+            self._fill_calls(tables.MASS_CALL, MASS_KERNELS)
+            room = self.config.n_heads * (mass.shares.shape[1] + 1) + 2
+            self._tables.put_rows(tables.STRETCH_SUMS, np.empty((self.threads, room), np.float32))
+        self._tables.put(tables.BOUNDS, _NONE if mass is None else mass.bounds)
+        self._tables.put(tables.BOUND_OFFSETS, _NONE if mass is None else mass.offsets)
+        self._tables.put(tables.MASS, _NONE if mass is None else mass.shares)
+
+    def _put_adapters(self, adapters: TokenAdapters | None, rows: int) -> None:
+        """Which updates the tokens get, and memory for `rows` tokens or threads to make them in."""
         if adapters is None or (adapters.slots < 0).all():
-            return None
-        adapters.require_valid(tokens=len(batch.ids), config=self.config, elements=pool.data.size)
-        rank, rows = adapters.resident.rank, max(len(batch.ids), self.threads)
-        return self._make_adapters(adapters.slots, adapters.resident, 4 * (-(-(rank + ROOM) // 4)), rows)
-
-    def _make_adapters(
-        self, slots: NDArray[np.int64], resident: AdapterTables, width: int, rows: int
-    ) -> cpu_tables.Adapters:
-        config = self.config
+            self._tables.put(tables.TOKEN_ADAPTERS, _NONE)
+            return
+        self._fill_calls(tables.SHRINK_CALL, ADAPTER_KERNELS)
+        config, resident = self.config, adapters.resident
         widest = max(config.hidden_size, config.intermediate_size, config.n_heads * config.head_dim)
-        shrunk, inputs = np.empty((rows, 3 * width), np.float32), np.empty((self.threads, widest), np.float32)
-        return cpu_tables.Adapters(slots, resident.tables, resident.scales, resident.cells, shrunk, inputs)
+        width = -(-resident.rank // 4) * 4
+        self._sizes[tables.SHRUNK_WIDTH] = width
+        for number, array in (
+            (tables.TOKEN_ADAPTERS, adapters.slots), (tables.ADAPTERS, resident.tables),
+            (tables.ADAPTER_SCALES, resident.scales), (tables.ADAPTER_CELLS, resident.cells),
+            (tables.SHRUNK, np.empty((rows, 3 * width), np.float32)),
+        ):  # fmt: skip
+            self._tables.put(number, array)
+        self._tables.put_rows(tables.INPUTS, np.empty((self.threads, widest), np.float32))
 
-    def _weights(self) -> cpu_tables.Weights:
-        return cpu_tables.Weights(
-            self.packed.arena, self.packed.floats, self.packed.plan, self.packed.extras, self._sizes,
-            self.config.norm_eps, self._cosine, self._sine, self._calls,
-        )  # fmt: skip
+    def _fill_calls(self, first: int, names: tuple[str, ...]) -> None:
+        """Compile or load what is seldom needed, and say where it is."""
+        if not self._calls[first]:
+            self._calls[first : first + len(names)] = [kernel.address for kernel in kernels(names)]
+
+    def _put_model(self) -> Kernel:
+        """Write what never changes into the tables; the compiled step."""
+        packed, step_tables = self.packed, self._tables
+        forward, *called = kernels(KERNELS)
+        self._calls[: len(called)] = [kernel.address for kernel in called]
+        for number, array in (
+            (tables.ARENA, packed.arena), (tables.FLOATS, packed.floats), (tables.PLAN, packed.plan),
+            (tables.EXTRAS, packed.extras), (tables.SIZES, self._sizes), (tables.CALLS, self._calls),
+            (tables.EPSILON, np.array([self.config.norm_eps], np.float32)), (tables.BARRIER, np.zeros(16, np.int64)),
+        ):  # fmt: skip
+            step_tables.put(number, array)
+        return forward
 
     def _describe(self, final_norm: int) -> NDArray[np.int64]:
         config = self.config
         largest = max(config.hidden_size, config.intermediate_size, config.n_heads * config.head_dim) // 32
         interleaved = int(config.rope_style == "interleaved")
         return np.array(
-            [config.hidden_size, config.n_heads, config.n_kv_heads, config.head_dim, config.intermediate_size,
-             interleaved, final_norm, largest, PAGE_TOKENS], np.int64,
+            [config.n_layers, config.hidden_size, config.n_heads, config.n_kv_heads, config.head_dim,
+             config.intermediate_size, interleaved, final_norm, largest, PAGE_TOKENS, 0], np.int64,
         )  # fmt: skip
 
     def _turn_up_to(self, length: int) -> None:
         """Extend the tables of rotary angles; by doubling, so that they are made a few times only."""
         size, interleaved = self.config.head_dim, self.config.rope_style == "interleaved"
-        known = len(self._cosine) // size
+        known = len(self._cosine)
         if length > known:
-            angles = np.arange(max(length, 2 * known, 1024))[:, None] * self._frequencies
+            angles = np.arange(max(length, 2 * known, 256))[:, None] * self._frequencies
             cosine, sine = np.cos(angles) * self._magnitude, np.sin(angles) * self._magnitude
             order = np.argsort(np.tile(np.arange(size // 2), 2), kind="stable") if interleaved else np.arange(size)
-            self._cosine = np.concatenate((cosine, cosine), axis=1)[:, order].astype(np.float32).reshape(-1)
-            self._sine = np.concatenate((-sine, sine), axis=1)[:, order].astype(np.float32).reshape(-1)
+            self._cosine = np.concatenate((cosine, cosine), axis=1)[:, order].astype(np.float32, order="C")
+            self._sine = np.concatenate((-sine, sine), axis=1)[:, order].astype(np.float32, order="C")
+            self._tables.put(tables.COSINE, self._cosine)
+            self._tables.put(tables.SINE, self._sine)
 
-    def _room_for(self, tokens: int, length: int) -> cpu_tables.Scratch:
-        have_tokens, have_length = self._scratch_for
-        if self._scratch is None or tokens > have_tokens or length > have_length:
-            tokens = max(tokens, have_tokens, 1)
-            length = max(length, have_length * 2 if length > have_length else have_length, 1024)
-            self._scratch, self._scratch_for = self._make_scratch(tokens, length), (tokens, length)
-        return self._scratch
-
-    def _make_scratch(self, tokens: int, length: int) -> cpu_tables.Scratch:
+    def _make_room(self, tokens: int, length: int) -> None:
+        """Memory to work in for so many tokens, over contexts of this length."""
+        have_tokens, have_length = self._room
+        if tokens <= have_tokens and length <= have_length:
+            return
+        tokens = max(tokens, have_tokens)
+        length = max(length, have_length * 2 if length > have_length else have_length, 1024)
+        self._room = (tokens, length)
         config, threads = self.config, self.threads
-        blocks = int(self._sizes[cpu_tables.LARGEST_BLOCKS]) * max(tokens, threads)
-        group = config.n_heads // config.n_kv_heads
-        unit = group * (config.head_dim + 2)
-        mixed = config.n_heads * config.head_dim
-        widest = max(config.hidden_size, mixed)
-        sums = 16 * cpu_tables.TOKEN_GROUP
-
-        def floats(*shape: int) -> Floats:
-            return np.zeros(shape, np.float32)
-
-        return cpu_tables.Scratch(
-            x=floats(tokens * config.hidden_size),
-            qkv=floats(tokens * (mixed + 2 * config.n_kv_heads * config.head_dim)),
-            mixed=floats(tokens * mixed),
-            inner=floats(tokens * config.intermediate_size),
-            xq=np.zeros(32 * blocks, np.int8),
-            dx=floats(blocks),
-            xsum=floats(blocks),
-            parts=floats(min(tokens, cpu_tables.FEW) * config.n_kv_heads * (length // CHUNK + 1) * unit),
-            queries=floats(tokens, mixed),
-            states=floats(tokens, config.n_kv_heads * unit),
-            normed=floats(threads, widest),
-            sums=floats(threads, sums),
-            more=floats(threads, sums),
-            scores=floats(threads, config.n_heads * (CHUNK + 16)),
-            own_queries=floats(threads, mixed),
-            twice=floats(threads, 2 * config.head_dim),
-            pair=floats(threads, config.n_kv_heads * unit),
-            tops=floats(tokens * -(-config.vocab_size // 16) if self.packed.has_coarse_head else 0),
-            ranked=floats(threads, cpu_tables.CANDIDATES),
-            candidates=np.zeros((threads, cpu_tables.CANDIDATES), np.int64),
-            mass=floats(0),
-        )
+        blocks = int(self._sizes[tables.LARGEST_BLOCKS]) * max(tokens, threads)
+        unit = config.n_heads // config.n_kv_heads * (config.head_dim + 2)
+        mixed, few = config.n_heads * config.head_dim, min(tokens, tables.FEW)
+        tiles = -(-config.vocab_size // 16) if self.packed.has_coarse_head else 0
+        for number, *shape in (
+            (tables.X, tokens, config.hidden_size),
+            (tables.QKV, tokens, mixed + 2 * config.n_kv_heads * config.head_dim),
+            (tables.MIXED, tokens, mixed),
+            (tables.INNER_STATE, tokens, config.intermediate_size),
+            (tables.STEPS, blocks),
+            (tables.CODE_SUMS, blocks),
+            (tables.PARTS, few, config.n_kv_heads, length // CHUNK + 1, unit),
+            (tables.QUERIES, tokens, mixed),
+            (tables.STATES, tokens, config.n_kv_heads * unit),
+            (tables.TOPS, tokens, tiles),
+        ):
+            self._tables.put(number, np.zeros(shape, np.float32))
+        self._tables.put(tables.CODES, np.zeros(32 * blocks, np.int8))
+        for number, size in (
+            (tables.NORMED, max(config.hidden_size, mixed)),
+            (tables.SUMS, 16 * tables.TOKEN_GROUP),
+            (tables.MORE, 16 * tables.TOKEN_GROUP),
+            (tables.SCORES, config.n_heads * (CHUNK + 16)),
+            (tables.OWN_QUERIES, mixed),
+            (tables.TWICE, 2 * config.head_dim),
+            (tables.PAIR, config.n_kv_heads * unit),
+            (tables.RANKED, tables.CANDIDATES),
+        ):
+            self._tables.put_rows(number, np.zeros((threads, size), np.float32))
+        self._tables.put_rows(tables.CANDIDATE_TILES, np.zeros((threads, tables.CANDIDATES), np.int64))
 
 
 class _Crew:
@@ -359,10 +399,10 @@ class _Crew:
         self._threads = threads
         self._wakes: list[threading.Semaphore] = []
         self._done = threading.Semaphore(0)
-        self._work: Callable[[int], None] | None = None
+        self._work: Callable[[int], object] | None = None
         self._failure: BaseException | None = None
 
-    def run(self, threads: int, work: Callable[[int], None]) -> None:
+    def run(self, threads: int, work: Callable[[int], object]) -> None:
         """Call `work(0)` here and `work(1)` to `work(threads - 1)` on the crew; return when all have."""
         while len(self._wakes) < threads - 1:
             self._wakes.append(threading.Semaphore(0))

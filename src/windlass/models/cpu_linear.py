@@ -7,48 +7,94 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from windlass.kernels.compiled import Compiled, caller, compiled, pasted
+from windlass.kernels.compiled import Compiled, called, caller, pasted
 from windlass.kernels.cpu_attention import gate, normalize
-from windlass.kernels.cpu_gemm import (
-    call_tile_product,
-    call_vector_product,
-    quantize_token,
-)
-from windlass.kernels.simd import LANES, add_float, load_float, store_float
+from windlass.kernels.cpu_gemm import call_tile_product, call_vector_product, quantize_token
+from windlass.kernels.isa import LANES
+from windlass.kernels.simd import add_float, load_float, store_float
+from windlass.kernels.views import float32s, int8s, int64s, uint8s
 from windlass.models.cpu_adapters import call_expand_rows
 from windlass.models.cpu_tables import (
-    ADAPTERS,
+    ARENA,
     BIAS,
     BLOCKS,
     BYTE,
+    CALLS,
+    CODE_SUMS,
+    CODES,
+    COLUMNS,
+    EPSILON,
     EXPAND_ROWS_CALL,
+    FLOATS,
     GATE,
+    INNER,
+    INNER_STATE,
     KIND,
+    LOWER,
+    MATRICES,
+    MORE,
+    NORMED,
+    PLAN,
     ROWS,
+    SIZES,
+    STEPS,
+    SUMS,
     TILE_CALL,
+    TOKEN_ADAPTERS,
     TOKEN_GROUP,
     UP,
     VECTOR_CALL,
-    WEIGHTS,
-    Adapters,
-    Weights,
 )
 
 
 @pasted
-def tile_bytes(kind: int, blocks: int) -> int:
-    """Bytes of 16 rows of a matrix."""
-    return blocks * (544 if kind == 2 else (320 if kind == 0 else 288))
+def share(total: int, thread: int, threads: int) -> tuple[int, int]:
+    """Which part of `total` pieces is this thread's."""
+    return total * thread // threads, total * (thread + 1) // threads
 
 
-@compiled
-def _store(
-    sums: Any, sums_at: int, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int,
-    add: bool,
+@pasted
+def matrix_at(layer: int, matrix: int) -> int:
+    """Where a matrix is described in the plan."""
+    return (layer * MATRICES + matrix) * COLUMNS
+
+
+@pasted
+def update(
+    t: Any, thread: int, tokens: int, first: int, count: int, layer: int, matrix: int, shift: int, low: int, rows: int,
+    out: Any, out_at: int, stride: int,
 ) -> None:  # fmt: skip
+    """Add what adapters change, as `cpu_adapters` says; nothing when no token has any."""
+    if int64s(t, TOKEN_ADAPTERS).shape[0] > 0:
+        arguments = (t, thread, tokens, first, count, layer, matrix, shift, low, rows, out, out_at, stride)
+        call_expand_rows(int64s(t, CALLS)[EXPAND_ROWS_CALL], arguments)
+
+
+@called
+def multiply(
+    t: Any, matrix: int, tile: int, tiles: int, tokens: int, first: int, count: int, x_at: int, out: Any
+) -> None:
+    """Sums of `tiles` tiles for a single token, or of one tile for `count` of several, side by side in `out`."""
+    plan, calls = int64s(t, PLAN), int64s(t, CALLS)
+    kind, blocks = plan[matrix + KIND], plan[matrix + BLOCKS]
+    at = plan[matrix + BYTE] + tile * blocks * (320 if kind == 0 else 288)
+    lower = plan[matrix + LOWER] + tile * blocks * 256
+    arena, codes, steps, sums = uint8s(t, ARENA), int8s(t, CODES), float32s(t, STEPS), float32s(t, CODE_SUMS)
+    if tokens == 1:
+        arguments = (arena, at, lower, kind, blocks, tiles, codes, steps, sums, x_at, out)
+        call_vector_product(calls[VECTOR_CALL], arguments)
+    else:
+        several = (arena, at, lower, kind, blocks, codes, steps, sums, tokens, first, count, x_at, out)
+        call_tile_product(calls[TILE_CALL], several)
+
+
+@called
+def _store(
+    sums: Any, count: int, rows: int, floats: Any, bias_at: int, out: Any, out_at: int, stride: int, add: bool
+) -> None:
     """Write (or add) `rows` of each token's sums, of whole tiles but the last, to `out[out_at + token * stride]`."""
     for token in range(count):
-        target, source = out_at + token * stride, sums_at + 16 * token
+        target, source = out_at + token * stride, 16 * token
         whole = rows // LANES * LANES
         for row in range(0, whole, LANES):
             value = load_float(sums, source + row)
@@ -64,105 +110,64 @@ def _store(
             out[target + row] = single + (out[target + row] if add else np.float32(0))
 
 
-@compiled
+@called
 def _project(
-    matrix: Any, low: int, high: int, tokens: int, arena: Any, floats: Any, xq: Any, dx: Any, xsum: Any, x_at: int,
-    calls: Any, sums: Any, out: Any, out_at: int, stride: int, add: bool,
-) -> None:  # fmt: skip
+    t: Any, matrix: int, low: int, high: int, tokens: int, x_at: int, out: Any, out_at: int, stride: int, add: bool
+) -> None:
     """Tiles `low` to `high` of one matrix for all tokens, into `out[token * stride + out_at + row]`."""
-    kind, blocks, bias = matrix[KIND], matrix[BLOCKS], matrix[BIAS]
-    size = tile_bytes(kind, blocks)
-    if tokens == 1:
-        for tile in range(low, high, TOKEN_GROUP):
-            tiles, at = min(TOKEN_GROUP, high - tile), matrix[BYTE] + tile * size
-            call_vector_product(calls[VECTOR_CALL], (arena, at, kind, blocks, tiles, xq, dx, xsum, x_at, sums))
-            rows, start = min(16 * tiles, matrix[ROWS] - 16 * tile), bias + 16 * tile if bias >= 0 else -1
-            _store(sums, 0, 1, rows, floats, start, out, out_at + 16 * tile, stride, add)
-        return
-    for tile in range(low, high):
-        rows, start = min(16, matrix[ROWS] - 16 * tile), bias + 16 * tile if bias >= 0 else -1
-        for first in range(0, tokens, TOKEN_GROUP):
-            count, at = min(TOKEN_GROUP, tokens - first), matrix[BYTE] + tile * size
-            arguments = (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums)
-            call_tile_product(calls[TILE_CALL], arguments)
-            _store(sums, 0, count, rows, floats, start, out, out_at + first * stride + 16 * tile, stride, add)
-
-
-@compiled
-def _gated_tiles(
-    matrix: Any, tile: int, tiles: int, tokens: int, first: int, count: int, arena: Any, floats: Any, xq: Any,
-    dx: Any, xsum: Any, x_at: int, calls: Any, sums: Any,
-) -> None:  # fmt: skip
-    """Sums of one of the two matrices, its bias included: of several tiles for one token, or one tile for several."""
-    kind, blocks = matrix[KIND], matrix[BLOCKS]
-    at = matrix[BYTE] + tile * tile_bytes(kind, blocks)
-    if tokens == 1:
-        call_vector_product(calls[VECTOR_CALL], (arena, at, kind, blocks, tiles, xq, dx, xsum, x_at, sums))
-    else:
-        arguments = (arena, at, kind, blocks, xq, dx, xsum, tokens, first, count, x_at, sums)
-        call_tile_product(calls[TILE_CALL], arguments)
-    if matrix[BIAS] >= 0:
-        for i in range(16 * tiles * count):
-            sums[i] += floats[matrix[BIAS] + 16 * tile + (i if tokens == 1 else i % 16)]
-
-
-@compiled
-def _project_gated(
-    gates: Any, ups: Any, low: int, high: int, tokens: int, arena: Any, floats: Any, xq: Any, dx: Any, xsum: Any,
-    x_at: int, calls: Any, sums: Any, more: Any, out: Any, stride: int, thread: int, layer: int, w: Weights,
-    adapters: Adapters, data: Any,
-) -> None:  # fmt: skip
-    """Tiles of the gate and the up matrix together: `silu(gate) * up` into `out[token * stride + row]`."""
-    together = 8 if tokens == 1 else 1
+    plan, floats, sums = int64s(t, PLAN), float32s(t, FLOATS), float32s(t, SUMS)
+    bias, rows = plan[matrix + BIAS], plan[matrix + ROWS]
+    together, group = (TOKEN_GROUP, 1) if tokens == 1 else (1, TOKEN_GROUP)
     for tile in range(low, high, together):
         tiles = min(together, high - tile)
-        for first in range(0, tokens, TOKEN_GROUP):
-            count = min(TOKEN_GROUP, tokens - first)
-            for matrix, target in ((gates, sums), (ups, more)):
-                _gated_tiles(
-                    matrix, tile, tiles, tokens, first, count, arena, floats, xq, dx, xsum, x_at, calls, target
-                )
-            if adapters.slots.shape[0] > 0:
-                for matrix, target in ((GATE, sums), (UP, more)):
-                    updates = (
-                        thread, tokens, first, count, layer, matrix, matrix - GATE, 16 * tile, 16 * tiles, w, adapters,
-                        data, target, 0, 16,
-                    )  # fmt: skip
-                    call_expand_rows(calls[EXPAND_ROWS_CALL], updates)
+        here, start = min(16 * tiles, rows - 16 * tile), bias + 16 * tile if bias >= 0 else -1
+        for first in range(0, tokens, group):
+            count = min(group, tokens - first)
+            multiply(t, matrix, tile, tiles, tokens, first, count, x_at, sums)
+            _store(sums, count, here, floats, start, out, out_at + first * stride + 16 * tile, stride, add)
+
+
+@called
+def _project_gated(t: Any, thread: int, layer: int, low: int, high: int, tokens: int, x_at: int) -> None:
+    """Tiles of the gate and the up matrix together: `silu(gate) * up` into `INNER_STATE`."""
+    plan, floats, out, stride = int64s(t, PLAN), float32s(t, FLOATS), float32s(t, INNER_STATE), int64s(t, SIZES)[INNER]
+    sums, more = float32s(t, SUMS), float32s(t, MORE)
+    together, group = (8, 1) if tokens == 1 else (1, TOKEN_GROUP)
+    for tile in range(low, high, together):
+        tiles = min(together, high - tile)
+        for first in range(0, tokens, group):
+            count = min(group, tokens - first)
+            for slot, target in ((GATE, sums), (UP, more)):
+                matrix = matrix_at(layer, slot)
+                multiply(t, matrix, tile, tiles, tokens, first, count, x_at, target)
+                bias = plan[matrix + BIAS]
+                if bias >= 0:
+                    for i in range(16 * tiles * count):
+                        target[i] += floats[bias + 16 * tile + (i if tokens == 1 else i % 16)]
+                update(t, thread, tokens, first, count, layer, slot, slot - GATE, 16 * tile, 16 * tiles, target, 0, 16)
             for part in range(tiles * count):
                 row = 16 * (tile + part) if tokens == 1 else (first + part) * stride + 16 * tile
                 gate(sums, 16 * part, more, 16 * part, out, row)
 
 
-@compiled
-def _quantize(
-    thread: int, threads: int, tokens: int, x: Any, size: int, floats: Any, norm_at: int, eps: float, scratch: Any,
-    xq: Any, dx: Any, xsum: Any, x_at: int,
-) -> None:  # fmt: skip
+@called
+def _quantize(t: Any, thread: int, threads: int, tokens: int, x: Any, size: int, norm_at: int, x_at: int) -> None:
     """Round rows of `x`, after the norm at `norm_at` when there is one. One token: every thread for itself."""
+    floats, normed, eps = float32s(t, FLOATS), float32s(t, NORMED), float32s(t, EPSILON)[0]
+    codes, steps, sums = int8s(t, CODES), float32s(t, STEPS), float32s(t, CODE_SUMS)
     for token in range(0 if tokens == 1 else thread, tokens, 1 if tokens == 1 else threads):
         if norm_at >= 0:
-            normalize(x, token * size, size, floats, norm_at, eps, scratch, 0)
-            quantize_token(scratch, 0, size // 32, token, tokens, xq, dx, xsum, x_at)
+            normalize(x, token * size, size, floats, norm_at, eps, normed, 0)
+            quantize_token(normed, 0, size // 32, token, tokens, codes, steps, sums, x_at)
         else:
-            quantize_token(x, token * size, size // 32, token, tokens, xq, dx, xsum, x_at)
+            quantize_token(x, token * size, size // 32, token, tokens, codes, steps, sums, x_at)
 
 
-_INT, _FLOAT, _FLAG = types.int64, types.float64, types.boolean
-_U8, _I8, _F32, _I64 = (types.Array(kind, 1, "C") for kind in (types.uint8, types.int8, types.float32, types.int64))
-_ROUNDED = (_I8, _F32, _F32, _INT)
-PROJECT = Compiled(
-    _project,
-    types.void(_I64, _INT, _INT, _INT, _U8, _F32, *_ROUNDED, _I64, _F32, _F32, _INT, _INT, _FLAG),
-)
-PROJECT_GATED = Compiled(
-    _project_gated,
-    types.void(
-        _I64, _I64, _INT, _INT, _INT, _U8, _F32, *_ROUNDED, _I64, _F32, _F32, _F32, _INT, _INT, _INT, WEIGHTS, ADAPTERS,
-        types.Array(types.uint16, 1, "C"),
-    ),
-)  # fmt: skip
-QUANTIZE = Compiled(_quantize, types.void(_INT, _INT, _INT, _F32, _INT, _F32, _INT, _FLOAT, _F32, *_ROUNDED))
+_INT, _FLAG = types.int64, types.boolean
+_F32, _I64 = (types.Array(kind, 1, "C") for kind in (types.float32, types.int64))
+PROJECT = Compiled(_project, types.void(_I64, _INT, _INT, _INT, _INT, _INT, _F32, _INT, _INT, _FLAG))
+PROJECT_GATED = Compiled(_project_gated, types.void(_I64, _INT, _INT, _INT, _INT, _INT, _INT))
+QUANTIZE = Compiled(_quantize, types.void(_I64, _INT, _INT, _INT, _F32, _INT, _INT, _INT))
 call_project, call_project_gated, call_quantize = (
     caller(kernel.signature) for kernel in (PROJECT, PROJECT_GATED, QUANTIZE)
 )

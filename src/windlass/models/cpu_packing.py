@@ -1,7 +1,8 @@
 """Weights of a source as the compiled engine wants them: all matrices in one arena of tiles, all norms in one array.
 
-Formats that have a tile of their own (Q4_0, Q4_1, Q8_0) are permuted, byte for byte; Q4_K becomes w4m, Q5_0 and all
-others are rounded to 8 bits once. Of an 8-bit output head, a second copy in 4 bits is kept for guessing the best rows.
+Formats that have a tile of their own (Q4_0, Q4_1, Q8_0) are permuted, bit for bit; Q4_K becomes w4m, Q5_0 and all
+others are rounded to 8 bits once. Of an 8-bit output head, the upper halves of the codes serve for guessing the best
+rows.
 """
 
 from __future__ import annotations
@@ -14,25 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.core.errors import ModelError
-from windlass.kernels import cpu_gemm
+from windlass.kernels import tile_layout
 from windlass.models import cpu_tables
 from windlass.models.block_formats import BY_NAME, Floats
+from windlass.models.kernel_cache import kernels
 from windlass.models.mapped import Releasable
 from windlass.models.weights import WeightSource
 
 LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+KERNELS = tuple(f"windlass.kernels.tile_packing:{name}" for name in ("PACK_BLOCKS", "PACK_BYTE_BLOCKS", "PACK_CODES"))
+TOGETHER = 32
+"""Matrices after which what was read of the file no longer counts as this process's memory."""
 PERMUTED = ("q4_0", "q4_1", "q8_0")
 """Formats whose blocks are moved as they are."""
 
 
 @dataclass(frozen=True)
 class PackedModel:
-    """What `cpu_tables.Weights` describes.
+    """A model in tiles.
 
     Attributes:
         arena: uint8, tiles of all matrices.
         floats: float32, norms and biases.
-        plan: int64 `[layers + 1, 7, 5]`, a row a matrix (`cpu_tables.KIND` and following); -1 where there is none.
+        plan: int64 `[layers + 1, 7, 6]`, a row a matrix (`cpu_tables.KIND` and following); -1 where there is none.
         extras: int64 `[layers, 5]` (`cpu_tables.ATTN_NORM` and following).
         final_norm: Where the last norm begins in `floats`.
     """
@@ -45,7 +50,7 @@ class PackedModel:
 
     @property
     def has_coarse_head(self) -> bool:
-        """Whether a 4-bit guess of the head is there."""
+        """Whether the head can be guessed from the upper halves of its codes."""
         return bool(self.plan[-1, cpu_tables.COARSE, cpu_tables.BYTE] >= 0)
 
 
@@ -55,10 +60,7 @@ def pack(source: WeightSource, threads: int) -> PackedModel:
     Raises:
         ModelError: a tensor is missing, misshapen or not finite; the message names it.
     """
-    packed = _Packer(source).run(threads)
-    if isinstance(source, Releasable):
-        source.release()
-    return packed
+    return _Packer(source).run(threads)
 
 
 class _Packer:
@@ -68,31 +70,34 @@ class _Packer:
         self.floats: list[Floats] = []
         self.n_floats = 0
         self.arena = np.empty(0, np.uint8)
+        self.kernels = kernels(KERNELS)
 
     def run(self, threads: int) -> PackedModel:
         config = self.config
-        plan = np.full((config.n_layers + 1, len(LAYER_MATRICES), 5), -1, np.int64)
-        extras = np.full((config.n_layers, 5), -1, np.int64)
+        plan = np.full((config.n_layers + 1, cpu_tables.MATRICES, cpu_tables.COLUMNS), -1, np.int64)
+        extras = np.full((config.n_layers, cpu_tables.NOTES), -1, np.int64)
         jobs, used = [], 0
         for layer, slot, name, shape in self._matrices():
             kind = self._kind(name + ".weight", shape)
             bias = self._note(f"{name}.bias", shape[0]) if f"{name}.bias" in self.names else -1
-            plan[layer, slot] = (kind, used, shape[0], -(-shape[1] // 32), bias)
+            rows, blocks = shape[0], -(-shape[1] // tile_layout.GROUP)
+            lower = tile_layout.lower_half(used, rows, blocks) if kind == tile_layout.W8 else -1
+            plan[layer, slot] = (kind, used, lower, rows, blocks, bias)
             jobs.append((name + ".weight", plan[layer, slot]))
-            used += cpu_gemm.packed_bytes(kind, *shape)
+            used += tile_layout.packed_bytes(kind, *shape)
         last = plan[config.n_layers]
         if config.tie_embeddings:
             last[cpu_tables.HEAD] = last[cpu_tables.EMBEDDING]
-        kind, _, rows, blocks, bias = last[cpu_tables.HEAD]
-        guess = kind == cpu_gemm.W8 and bias < 0
-        if guess:
-            last[cpu_tables.COARSE] = (cpu_gemm.W4, used, rows, blocks, bias)
-            used += cpu_gemm.packed_bytes(cpu_gemm.W4, int(rows), 32 * int(blocks))
+        head = last[cpu_tables.HEAD]
+        if head[cpu_tables.KIND] == tile_layout.W8 and head[cpu_tables.BIAS] < 0:
+            last[cpu_tables.COARSE] = head
+            last[cpu_tables.COARSE, cpu_tables.KIND] = tile_layout.GUESS
         self.arena = np.zeros(used, np.uint8)
         with ThreadPoolExecutor(threads, "windlass-pack") as pool:
-            list(pool.map(lambda job: self._pack(*job), jobs))
-            if guess:
-                list(pool.map(lambda tiles: self._coarsen(last, *tiles), _parts(-(-int(rows) // 16), threads)))
+            for start in range(0, len(jobs), TOGETHER):
+                list(pool.map(lambda job: self._pack(*job), jobs[start : start + TOGETHER]))
+                if isinstance(self.source, Releasable):
+                    self.source.release()
         for layer in range(config.n_layers):
             self._note_norms(extras[layer], layer)
         final_norm = self._note("output_norm.weight", config.hidden_size)
@@ -117,28 +122,34 @@ class _Packer:
         if meta.shape != shape:
             raise ModelError(f"{self.source.path}: tensor {name} has shape {meta.shape}, expected {shape}")
         if meta.format in ("q4_1", "q4_k"):
-            return cpu_gemm.W4M
-        return cpu_gemm.W4 if meta.format == "q4_0" else cpu_gemm.W8
+            return tile_layout.W4M
+        return tile_layout.W4 if meta.format == "q4_0" else tile_layout.W8
 
     def _pack(self, name: str, entry: NDArray[np.int64]) -> None:
         stored = self.source.meta(name).format
-        kind, at, rows, blocks, _ = (int(number) for number in entry)
-        size, head = (BY_NAME[stored].nbytes, 4 if stored == "q4_1" else 2) if stored in PERMUTED else (0, 0)
-        raw = self.source.raw(name) if stored in PERMUTED else np.zeros(0, np.uint8)
+        kind, at, lower, rows, blocks, _ = (int(number) for number in entry)
+        raw, size = (
+            (self.source.raw(name), BY_NAME[stored].nbytes) if stored in PERMUTED else (np.zeros(0, np.uint8), 1)
+        )
         # A folder that windlass saved may hold the codes and scales of such a format apart.
-        if stored in PERMUTED and len(raw) == rows * blocks * size:
-            if cpu_gemm.pack_blocks(raw, rows, blocks, size, head, self.arena, at):
-                raise self._not_finite(name)
+        if len(raw) != rows * blocks * size:
+            self._pack_codes(name, stored, kind, at, lower)
+            return
+        pack_blocks, pack_byte_blocks, _ = self.kernels
+        if kind == tile_layout.W8:
+            bad = pack_byte_blocks(raw, rows, blocks, self.arena, at, lower)
         else:
-            self._pack_codes(name, stored, kind, at)
+            bad = pack_blocks(raw, rows, blocks, size, size - 16, self.arena, at)
+        if bad:
+            raise self._not_finite(name)
 
-    def _pack_codes(self, name: str, stored: str, kind: int, at: int) -> None:
+    def _pack_codes(self, name: str, stored: str, kind: int, at: int, lower: int) -> None:
         quantized = self.source.quantized(name) if stored in ("q5_0", "q8_0", "q4_k") else None
         if quantized is None:
             weights = self.source.tensor(name)
             if not np.isfinite(weights.sum(dtype=np.float64)):
                 raise self._not_finite(name)
-            codes, scales = cpu_gemm.round_to_int8(weights)
+            codes, scales = tile_layout.round_to_int8(weights)
             minimums = scales
         else:
             codes = quantized.codes.view(np.uint8)
@@ -147,13 +158,8 @@ class _Packer:
             minimums = zeros.astype(np.float16).view(np.uint16)
             if not np.isfinite(np.stack((scales, minimums)).view(np.float16)).all():
                 raise self._not_finite(name)
-        cpu_gemm.pack_codes(np.ascontiguousarray(codes), scales, minimums, kind, self.arena, at)
-
-    def _coarsen(self, last: NDArray[np.int64], low: int, high: int) -> None:
-        blocks = int(last[cpu_tables.HEAD, cpu_tables.BLOCKS])
-        source = int(last[cpu_tables.HEAD, cpu_tables.BYTE]) + low * blocks * cpu_gemm.BLOCK_BYTES[cpu_gemm.W8]
-        target = int(last[cpu_tables.COARSE, cpu_tables.BYTE]) + low * blocks * cpu_gemm.BLOCK_BYTES[cpu_gemm.W4]
-        cpu_gemm.coarsen(self.arena, source, high - low, blocks, self.arena, target)
+        parts = (np.ascontiguousarray(part).reshape(-1) for part in (codes, scales, minimums))
+        self.kernels[2](*parts, *codes.shape, kind, self.arena, at, lower)
 
     def _not_finite(self, name: str) -> ModelError:
         return ModelError(
@@ -180,7 +186,3 @@ class _Packer:
             extra[cpu_tables.K_NORM] = self._note(prefix + "attn_k_norm.weight", config.head_dim)
         windowed = config.sliding_window is not None and layer >= config.sliding_from
         extra[cpu_tables.WINDOW] = (config.sliding_window or 0) if windowed else 0
-
-
-def _parts(total: int, parts: int) -> list[tuple[int, int]]:
-    return [(total * part // parts, total * (part + 1) // parts) for part in range(parts)]

@@ -10,45 +10,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
-from windlass.kernels.compiled import Compiled, caller, compiled
-from windlass.kernels.cpu_attention import ATTEND, MASS
-from windlass.kernels.cpu_gemm import TILE_PRODUCT, VECTOR_PRODUCT, unpack_row
-from windlass.kernels.lora import EXPAND, SHRINK
+from windlass.kernels.compiled import Compiled, called, caller
 from windlass.kernels.meeting import meet
-from windlass.models.cpu_adapters import EXPAND_ROWS, SHRINK_TOKENS, call_expand_rows, call_shrink_tokens
-from windlass.models.cpu_context import (
-    ATTEND_FEW,
-    ATTEND_MANY,
-    MEASURE_MASS,
-    MERGE_PARTS,
-    STORE_KEYS,
-    TURN,
-    attention,
-    call_attend_few,
-    call_measure_mass,
-    call_merge_parts,
-)
-from windlass.models.cpu_head import FIND_HEAD, call_head
-from windlass.models.cpu_linear import (
-    PROJECT,
-    PROJECT_GATED,
-    QUANTIZE,
-    call_project,
-    call_project_gated,
-    call_quantize,
-)
+from windlass.kernels.tile_packing import unpack_row
+from windlass.kernels.views import float32s, int64s, table_at, uint8s
+from windlass.models.cpu_adapters import call_shrink_tokens
+from windlass.models.cpu_context import attention, call_attend_few, call_measure_mass, call_merge_parts
+from windlass.models.cpu_head import call_head
+from windlass.models.cpu_linear import call_project, call_project_gated, call_quantize, matrix_at, share, update
 from windlass.models.cpu_tables import (
-    ADAPTERS,
+    ARENA,
     ATTN_NORM,
-    BATCH,
+    BARRIER,
+    BOUNDS,
     BYTE,
+    CALLS,
     DOWN,
     EMBEDDING,
-    EXPAND_ROWS_CALL,
+    EXTRAS,
     FEW_CALL,
     FFN_NORM,
     GATE,
@@ -57,195 +38,152 @@ from windlass.models.cpu_tables import (
     HEAD_DIM,
     HEADS,
     HIDDEN,
+    IDS,
     INNER,
+    INNER_STATE,
     KEY_HEADS,
     KIND,
     LARGEST_BLOCKS,
     LAYER_CALL,
+    LAYERS,
+    LOWER,
     MEASURE_CALL,
     MERGE_CALL,
+    MIXED,
+    NORMED,
+    NOTES,
     OUTPUT,
+    PLAN,
     PROJECT_CALL,
+    QKV,
     QUANTIZE_CALL,
     QUERY,
     ROWS,
-    SCRATCH,
     SHRINK_TOKENS_CALL,
+    SIZES,
+    TOKEN_ADAPTERS,
     UP,
     VALUE,
-    WEIGHTS,
-    Adapters,
-    Batch,
-    Scratch,
-    Weights,
-    share,
+    WANTED,
+    X,
 )
 
 
-def kernel_addresses() -> NDArray[np.int64]:
-    """What `Weights.calls` holds: the machine code of the kernels, compiled or read from disk now."""
-    kernels = (
-        TILE_PRODUCT, VECTOR_PRODUCT, ATTEND, PROJECT, PROJECT_GATED, QUANTIZE, TURN, STORE_KEYS, ATTEND_FEW,
-        MERGE_PARTS, ATTEND_MANY, FIND_HEAD, LAYER, SHRINK, EXPAND, SHRINK_TOKENS, EXPAND_ROWS, MASS, MEASURE_MASS,
-    )  # fmt: skip
-    return np.array([kernel.address() for kernel in kernels], np.int64)
-
-
-@compiled
-def _linear_qkv(
-    thread: int, threads: int, tokens: int, layer: int, w: Weights, s: Scratch, x_at: int, adapters: Adapters, data: Any
-) -> None:
-    plan = w.plan[layer]
-    stride = (w.sizes[HEADS] + 2 * w.sizes[KEY_HEADS]) * w.sizes[HEAD_DIM]
-    total = 0
-    for matrix in range(QUERY, VALUE + 1):
-        total += (plan[matrix, ROWS] + 15) // 16
+@called
+def _linear_qkv(t: Any, thread: int, threads: int, tokens: int, layer: int, x_at: int) -> None:
+    plan, sizes, qkv, calls = int64s(t, PLAN), int64s(t, SIZES), float32s(t, QKV), int64s(t, CALLS)
+    stride, total = (sizes[HEADS] + 2 * sizes[KEY_HEADS]) * sizes[HEAD_DIM], 0
+    for slot in range(QUERY, VALUE + 1):
+        total += (plan[matrix_at(layer, slot) + ROWS] + 15) // 16
     low, high = share(total, thread, threads)
     before, out_at = 0, 0
-    for matrix in range(QUERY, VALUE + 1):
-        tiles = (plan[matrix, ROWS] + 15) // 16
+    for slot in range(QUERY, VALUE + 1):
+        matrix = matrix_at(layer, slot)
+        rows = plan[matrix + ROWS]
+        tiles = (rows + 15) // 16
         begin, end = max(low - before, 0), min(high - before, tiles)
-        arguments = (
-            plan[matrix], begin, end, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread],
-            s.qkv, out_at, stride, False,
-        )  # fmt: skip
-        call_project(w.calls[PROJECT_CALL], arguments)
-        if adapters.slots.shape[0] > 0 and begin < end:
-            rows = min(16 * end, plan[matrix, ROWS]) - 16 * begin
-            updates = (
-                thread, tokens, 0, tokens, layer, matrix, matrix - QUERY, 16 * begin, rows, w, adapters, data, s.qkv,
-                out_at + 16 * begin, stride,
-            )  # fmt: skip
-            call_expand_rows(w.calls[EXPAND_ROWS_CALL], updates)
+        call_project(calls[PROJECT_CALL], (t, matrix, begin, end, tokens, x_at, qkv, out_at, stride, False))
+        if begin < end:
+            shift, low_row, count = slot - QUERY, 16 * begin, min(16 * end, rows) - 16 * begin
+            at = out_at + low_row
+            update(t, thread, tokens, 0, tokens, layer, slot, shift, low_row, count, qkv, at, stride)
         before += tiles
-        out_at += plan[matrix, ROWS]
+        out_at += rows
 
 
-@compiled
-def _linear_add(
-    thread: int, threads: int, tokens: int, layer: int, which: int, w: Weights, s: Scratch, x_at: int,
-    adapters: Adapters, data: Any,
+@called
+def _linear_add(t: Any, thread: int, threads: int, tokens: int, layer: int, slot: int, x_at: int) -> None:
+    matrix, x, stride = matrix_at(layer, slot), float32s(t, X), int64s(t, SIZES)[HIDDEN]
+    rows = int64s(t, PLAN)[matrix + ROWS]
+    low, high = share((rows + 15) // 16, thread, threads)
+    arguments = (t, matrix, low, high, tokens, x_at, x, 0, stride, True)
+    call_project(int64s(t, CALLS)[PROJECT_CALL], arguments)
+    if low < high:
+        first, count = 16 * low, min(16 * high, rows) - 16 * low
+        update(t, thread, tokens, 0, tokens, layer, slot, 0, first, count, x, first, stride)
+
+
+@called
+def _round(
+    t: Any, thread: int, threads: int, tokens: int, layer: int, low: int, high: int, x: Any, size: int, norm_at: int,
+    x_at: int,
 ) -> None:  # fmt: skip
-    matrix = w.plan[layer, which]
-    low, high = share((matrix[ROWS] + 15) // 16, thread, threads)
-    arguments = (
-        matrix, low, high, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread], s.x, 0,
-        w.sizes[HIDDEN], True,
-    )  # fmt: skip
-    call_project(w.calls[PROJECT_CALL], arguments)
-    if adapters.slots.shape[0] > 0 and low < high:
-        updates = (
-            thread, tokens, 0, tokens, layer, which, 0, 16 * low, min(16 * high, matrix[ROWS]) - 16 * low, w, adapters,
-            data, s.x, 16 * low, w.sizes[HIDDEN],
-        )  # fmt: skip
-        call_expand_rows(w.calls[EXPAND_ROWS_CALL], updates)
+    """Prepare rows of `x`, after the norm at `norm_at` if any, for the matrices `low` to `high` of a layer."""
+    calls = int64s(t, CALLS)
+    call_quantize(calls[QUANTIZE_CALL], (t, thread, threads, tokens, x, size, norm_at, x_at))
+    if int64s(t, TOKEN_ADAPTERS).shape[0] > 0:
+        arguments = (t, thread, threads, tokens, layer, low, high, x, size, norm_at)
+        call_shrink_tokens(calls[SHRINK_TOKENS_CALL], arguments)
+    meet(int64s(t, BARRIER), 1 if tokens == 1 else threads)
 
 
-@compiled
-def _shrink(
-    thread: int, threads: int, tokens: int, layer: int, low: int, high: int, x: Any, size: int, norm_at: int,
-    w: Weights, adapters: Adapters, data: Any,
-) -> None:  # fmt: skip
-    if adapters.slots.shape[0] > 0:
-        arguments = (thread, threads, tokens, layer, low, high, x, size, norm_at, w, adapters, data)
-        call_shrink_tokens(w.calls[SHRINK_TOKENS_CALL], arguments)
-
-
-@compiled
-def _layer(
-    thread: int, threads: int, barrier: Any, layer: int, w: Weights, batch: Batch, data: Any, s: Scratch, x_at: int,
-    adapters: Adapters,
-) -> None:  # fmt: skip
-    tokens, hidden, inner = batch.ids.shape[0], w.sizes[HIDDEN], w.sizes[INNER]
-    plan, extra, normed = w.plan[layer], w.extras[layer], s.normed[thread]
-    together = 1 if tokens == 1 else threads
-    mixed = w.sizes[HEADS] * w.sizes[HEAD_DIM]
-    call_quantize(
-        w.calls[QUANTIZE_CALL],
-        (thread, threads, tokens, s.x, hidden, w.floats, extra[ATTN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at),
-    )
-    _shrink(thread, threads, tokens, layer, QUERY, VALUE + 1, s.x, hidden, extra[ATTN_NORM], w, adapters, data)
-    meet(barrier, together)
-    _linear_qkv(thread, threads, tokens, layer, w, s, x_at, adapters, data)
-    meet(barrier, threads)
+@called
+def _mix(t: Any, thread: int, threads: int, layer: int, tokens: int, x_at: int) -> None:
+    """From projected queries, keys and values to rounded mixed values."""
+    sizes, calls, barrier, normed = int64s(t, SIZES), int64s(t, CALLS), int64s(t, BARRIER), float32s(t, NORMED)
+    width = sizes[HEADS] * sizes[HEAD_DIM]
     if tokens == 1:
-        call_attend_few(w.calls[FEW_CALL], (thread, threads, layer, w, batch, data, s))
-        meet(barrier, threads)
-        if batch.bounds.shape[0] > 0:
-            call_measure_mass(w.calls[MEASURE_CALL], (thread, threads, layer, w, batch, data, s))
-        call_merge_parts(w.calls[MERGE_CALL], (0, layer, w, batch, s, thread, normed))
-        arguments = (0, 1, 1, normed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at)
-        call_quantize(w.calls[QUANTIZE_CALL], arguments)
-        _shrink(thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, normed, mixed, -1, w, adapters, data)
+        call_attend_few(calls[FEW_CALL], (t, thread, threads, layer))
     else:
-        attention(thread, threads, barrier, layer, w, batch, data, s)
-        if batch.bounds.shape[0] > 0:
-            call_measure_mass(w.calls[MEASURE_CALL], (thread, threads, layer, w, batch, data, s))
+        attention(t, thread, threads, layer)
+    if tokens == 1:
         meet(barrier, threads)
-        arguments = (thread, threads, tokens, s.mixed, mixed, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at)
-        call_quantize(w.calls[QUANTIZE_CALL], arguments)
-        _shrink(thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, s.mixed, mixed, -1, w, adapters, data)
-    meet(barrier, together)
-    _linear_add(thread, threads, tokens, layer, OUTPUT, w, s, x_at, adapters, data)
+    if int64s(t, BOUNDS).shape[0] > 0:
+        call_measure_mass(calls[MEASURE_CALL], (t, thread, threads, layer))
+    if tokens == 1:
+        call_merge_parts(calls[MERGE_CALL], (t, 0, layer, normed, 0))
+        _round(t, thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, normed, width, -1, x_at)
+    else:
+        meet(barrier, threads)
+        _round(t, thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, float32s(t, MIXED), width, -1, x_at)
+
+
+@called
+def _layer(t: Any, thread: int, threads: int, layer: int, tokens: int, x_at: int) -> None:
+    sizes, barrier, x, inner_state = int64s(t, SIZES), int64s(t, BARRIER), float32s(t, X), float32s(t, INNER_STATE)
+    extras, hidden, inner, notes = int64s(t, EXTRAS), sizes[HIDDEN], sizes[INNER], layer * NOTES
+    _round(t, thread, threads, tokens, layer, QUERY, VALUE + 1, x, hidden, extras[notes + ATTN_NORM], x_at)
+    _linear_qkv(t, thread, threads, tokens, layer, x_at)
     meet(barrier, threads)
-    call_quantize(
-        w.calls[QUANTIZE_CALL],
-        (thread, threads, tokens, s.x, hidden, w.floats, extra[FFN_NORM], w.eps, normed, s.xq, s.dx, s.xsum, x_at),
-    )
-    _shrink(thread, threads, tokens, layer, GATE, UP + 1, s.x, hidden, extra[FFN_NORM], w, adapters, data)
-    meet(barrier, together)
+    _mix(t, thread, threads, layer, tokens, x_at)
+    _linear_add(t, thread, threads, tokens, layer, OUTPUT, x_at)
+    meet(barrier, threads)
+    _round(t, thread, threads, tokens, layer, GATE, UP + 1, x, hidden, extras[notes + FFN_NORM], x_at)
     low, high = share((inner + 15) // 16, thread, threads)
-    gated = (
-        plan[GATE], plan[UP], low, high, tokens, w.arena, w.floats, s.xq, s.dx, s.xsum, x_at, w.calls, s.sums[thread],
-        s.more[thread], s.inner, inner, thread, layer, w, adapters, data,
-    )  # fmt: skip
-    call_project_gated(w.calls[GATED_CALL], gated)
+    call_project_gated(int64s(t, CALLS)[GATED_CALL], (t, thread, layer, low, high, tokens, x_at))
     meet(barrier, threads)
-    call_quantize(
-        w.calls[QUANTIZE_CALL],
-        (thread, threads, tokens, s.inner, inner, w.floats, -1, w.eps, normed, s.xq, s.dx, s.xsum, x_at),
-    )
-    _shrink(thread, threads, tokens, layer, DOWN, DOWN + 1, s.inner, inner, -1, w, adapters, data)
-    meet(barrier, together)
-    _linear_add(thread, threads, tokens, layer, DOWN, w, s, x_at, adapters, data)
+    _round(t, thread, threads, tokens, layer, DOWN, DOWN + 1, inner_state, inner, -1, x_at)
+    _linear_add(t, thread, threads, tokens, layer, DOWN, x_at)
     meet(barrier, threads)
 
 
 _INT, _I64 = types.int64, types.Array(types.int64, 1, "C")
-_U16 = types.Array(types.uint16, 1, "C")
-LAYER = Compiled(_layer, types.void(_INT, _INT, _I64, _INT, WEIGHTS, BATCH, _U16, SCRATCH, _INT, ADAPTERS))
+LAYER = Compiled(_layer, types.void(_I64, _INT, _INT, _INT, _INT, _INT))
 call_layer = caller(LAYER.signature)
 
 
-@compiled
-def forward(
-    thread: int,
-    threads: int,
-    barrier: Any,
-    w: Weights,
-    batch: Batch,
-    data: Any,
-    s: Scratch,
-    adapters: Adapters,
-    logits: Any,
-    best: Any,
-    chosen: Any,
-) -> None:
-    """Append every token of `batch` to its sequence; write what `head` says for each of
-    `batch.wanted`.
+@called
+def _forward(table: int, thread: int, threads: int) -> None:
+    """Append every token of the batch to its sequence; then logits, or the best row, of each wanted token.
 
-    Tokens with an adapter get its updates too (`adapters`). Every thread calls this with its own number and the same
-    arguments. Sums do not depend on the number of threads, nor on which tokens share a batch.
+    Every thread calls this with its own number and table. Tokens with an adapter get its updates too. Sums do not
+    depend on the number of threads, nor on which tokens share a batch.
     """
-    tokens, hidden, layers = batch.ids.shape[0], w.sizes[HIDDEN], w.extras.shape[0]
-    mine = thread * w.sizes[LARGEST_BLOCKS]
-    embedding = w.plan[layers, EMBEDDING]
+    t = table_at(table)
+    sizes, plan, ids, x = int64s(t, SIZES), int64s(t, PLAN), int64s(t, IDS), float32s(t, X)
+    barrier, calls, arena = int64s(t, BARRIER), int64s(t, CALLS), uint8s(t, ARENA)
+    tokens, hidden, layers = ids.shape[0], sizes[HIDDEN], sizes[LAYERS]
+    embedding = matrix_at(layers, EMBEDDING)
+    at, lower, kind = plan[embedding + BYTE], plan[embedding + LOWER], plan[embedding + KIND]
     for token in range(thread, tokens, threads):
-        unpack_row(w.arena, embedding[BYTE], embedding[KIND], hidden, batch.ids[token], s.x, token * hidden)
+        unpack_row(arena, at, lower, kind, hidden, ids[token], x, token * hidden)
     meet(barrier, threads)
+    x_at = thread * sizes[LARGEST_BLOCKS] if tokens == 1 else 0
     for layer in range(layers):
-        arguments = (thread, threads, barrier, layer, w, batch, data, s, mine if tokens == 1 else 0, adapters)
-        call_layer(w.calls[LAYER_CALL], arguments)
-    if batch.wanted.shape[0] > 0:
-        call_head(w.calls[HEAD_CALL], (thread, threads, barrier, w, batch, s, logits, best, chosen))
+        call_layer(calls[LAYER_CALL], (t, thread, threads, layer, tokens, x_at))
+    if int64s(t, WANTED).shape[0] > 0:
+        call_head(calls[HEAD_CALL], (t, thread, threads))
         meet(barrier, threads)
+
+
+FORWARD = Compiled(_forward, types.void(_INT, _INT, _INT))

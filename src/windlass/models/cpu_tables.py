@@ -1,29 +1,55 @@
-"""The arrays that a compiled step works on, and what their columns mean."""
+"""The arrays that a compiled step works on, as tables of addresses, and what their entries mean."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from numba import types
+import numpy as np
+from numpy.typing import NDArray
 
-from windlass.kernels.compiled import pasted
+(
+    ARENA, FLOATS, PLAN, EXTRAS, SIZES, EPSILON, COSINE, SINE, CALLS,
+    IDS, POSITIONS, SEQUENCES, SLOTS, VISIBLE, PAGES, STARTS, BEGINS, LENGTHS, OFFSETS, WANTED,
+    BOUNDS, BOUND_OFFSETS, MASS, DATA, LOGITS, BEST, CHOSEN, BARRIER,
+    TOKEN_ADAPTERS, ADAPTERS, ADAPTER_SCALES, ADAPTER_CELLS, SHRUNK,
+    X, QKV, MIXED, INNER_STATE, CODES, STEPS, CODE_SUMS, PARTS, QUERIES, STATES, TOPS,
+    NORMED, SUMS, MORE, SCORES, OWN_QUERIES, TWICE, PAIR, RANKED, CANDIDATE_TILES, INPUTS,
+    STRETCH_SUMS,
+) = range(55)  # fmt: skip
+"""Arrays of a step (`kernels.views`): of the model, of the batch, of the pool and the results, and memory to work in.
 
+Of the model: `ARENA` uint8, `PLAN` int64 [layers + 1, 7, 6] and `EXTRAS` int64 [layers, 5] as `cpu_packing` describes
+them, `SIZES` and `CALLS` int64, the rest float32. Of the batch, all int64: the arrays of a `TokenBatch`, and in
+`BEGINS` where in its context each run begins. `PARTS` holds what `attend` makes of each cell of a few tokens' contexts;
+of many tokens, `QUERIES` and `STATES` hold a row each: turned queries, and what `attend` made of the chunks so far.
+`TOPS` is the highest guess of each tile of the head. `BOUNDS`, `BOUND_OFFSETS` and `MASS` are an `AttentionMass`; they
+and `TOKEN_ADAPTERS` (int64 [tokens], -1: none) are empty when nobody asks. `ADAPTERS` int64 [adapters, layers, 7, 3],
+`ADAPTER_SCALES` float32 [adapters, layers, 7], `ADAPTER_CELLS` int64: where in the pool a row or a column begins;
+`SHRUNK` float32, for each token (or thread, when there is one token) three rows of the largest rank. From `NORMED` on
+each thread has arrays of its own: `PAIR` is for the chunk that it is merging, `CANDIDATE_TILES` are the tiles with the
+highest `RANKED`.
+"""
+ARRAYS = 55
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
-"""Rows of `plan[layer]`: the matrices of a layer; of the row after the last layer: below."""
+"""Rows of `PLAN` in a layer: its matrices; in the row after the last layer: below."""
 EMBEDDING, HEAD, COARSE = range(3)
-"""Embedding, output head, and the head once more in 4 bits."""
-KIND, BYTE, ROWS, BLOCKS, BIAS = range(5)
-"""Columns of a matrix in `plan`: kind, first byte, rows, blocks of 32 inputs, first bias in `floats` or -1."""
+"""Embedding, output head, and what a guess reads of the head."""
+KIND, BYTE, LOWER, ROWS, BLOCKS, BIAS = range(6)
+"""Columns of a matrix in `PLAN`: kind, first byte, first byte of its lower nibbles (w8), rows, blocks of 32 inputs,
+first bias in `FLOATS` or -1."""
+MATRICES, COLUMNS = 7, 6
 ATTN_NORM, FFN_NORM, Q_NORM, K_NORM, WINDOW = range(5)
-"""Columns of `extras[layer]`: where norms begin in `floats` (-1: none), and the attention window (0: everything)."""
-HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOCKS, PAGE_TOKENS = range(9)
-"""Entries of `sizes`."""
+"""Columns of `EXTRAS`: where norms begin in `FLOATS` (-1: none), and the attention window (0: everything)."""
+NOTES = 5
+LAYERS, HIDDEN, HEADS, KEY_HEADS, HEAD_DIM, INNER, INTERLEAVED, FINAL_NORM, LARGEST_BLOCKS, PAGE_TOKENS = range(10)
+SHRUNK_WIDTH = 10
+"""Entries of `SIZES`; the last is the largest rank, rounded up to four."""
 TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, TURN_CALL = range(7)
-KEYS_CALL, FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL = range(7, 13)
-SHRINK_CALL, EXPAND_CALL, SHRINK_TOKENS_CALL, EXPAND_ROWS_CALL, MASS_CALL, MEASURE_CALL = range(13, 19)
-"""Entries of `Weights.calls`: addresses of compiled functions."""
+FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL = range(7, 12)
+SHRINK_CALL, EXPAND_CALL, SHRINK_TOKENS_CALL, EXPAND_ROWS_CALL, MASS_CALL, MEASURE_CALL = range(12, 18)
+"""Entries of `CALLS`: addresses of compiled functions; the last six are 0 until they are needed."""
 RANK, FIRST_ROW, FIRST_COLUMN = range(3)
-"""Columns of a matrix in `Adapters.tables`: its rank, and where in `cells` the rows of A and the columns of B begin."""
+"""Columns of a matrix in `ADAPTERS`: its rank, and where in `ADAPTER_CELLS` rows of A and columns of B begin."""
 TOKEN_GROUP = 64
 """Tokens that share one pass over a weight tile; their sums stay in the first-level cache."""
 CANDIDATES = 64
@@ -32,109 +58,33 @@ FEW = 8
 """Up to so many tokens, threads share the context of each instead of taking tokens for themselves."""
 
 
-class Weights(NamedTuple):
-    """A packed model: `arena` uint8, `floats` float32, `plan` int64 [layers + 1, 7, 5], `extras` int64 [layers, 5]."""
+class StepTables:
+    """A table for each thread, and the arrays that stand in them.
 
-    arena: Any
-    floats: Any
-    plan: Any
-    extras: Any
-    sizes: Any
-    eps: float
-    cosine: Any
-    sine: Any
-    calls: Any
-
-
-class Batch(NamedTuple):
-    """The arrays of a `TokenBatch`, int64, where in its context each run begins, and those of an `AttentionMass`."""
-
-    ids: Any
-    positions: Any
-    rows: Any
-    slots: Any
-    visible: Any
-    pages: Any
-    starts: Any
-    begins: Any
-    lengths: Any
-    offsets: Any
-    wanted: Any
-    bounds: Any
-    bound_offsets: Any
-
-
-class Scratch(NamedTuple):
-    """Memory for one step. Shared: those up to `tops`. A row a thread: the others.
-
-    `parts` holds what `attend` makes of each cell of a few tokens' contexts; of many tokens, `queries` and `states`
-    hold a row each: turned queries, and what `attend` made of the chunks so far. `pair` is for the chunk that a thread
-    is merging. `mass` is the caller's, for one step. `tops` is the highest guess of each tile of the head, `candidates`
-    the tiles with the highest `ranked`.
+    Args:
+        threads: How many tables.
+        arrays: How many arrays in each.
     """
 
-    x: Any
-    qkv: Any
-    mixed: Any
-    inner: Any
-    xq: Any
-    dx: Any
-    xsum: Any
-    parts: Any
-    queries: Any
-    states: Any
-    tops: Any
-    normed: Any
-    sums: Any
-    more: Any
-    scores: Any
-    own_queries: Any
-    twice: Any
-    pair: Any
-    ranked: Any
-    candidates: Any
-    mass: Any
+    def __init__(self, threads: int, arrays: int = ARRAYS) -> None:
+        self.numbers = np.zeros((threads, 2 * arrays), np.int64)
+        self._arrays: dict[int, NDArray[Any]] = {}
 
+    def put(self, number: int, array: NDArray[Any]) -> None:
+        """An array that all threads share, of any shape; it must not move while a step runs."""
+        if self._arrays.get(number) is not array:
+            if not array.flags.c_contiguous:
+                raise ValueError(f"array {number} has strides {array.strides}, expected neighbours side by side")
+            self._arrays[number] = array
+            self.numbers[:, 2 * number] = array.ctypes.data
+            self.numbers[:, 2 * number + 1] = array.size
 
-class Adapters(NamedTuple):
-    """Low-rank updates of the tokens of a step.
+    def put_rows(self, number: int, array: NDArray[Any]) -> None:
+        """A row for each thread."""
+        self.put(number, array)
+        self.numbers[:, 2 * number] += np.arange(len(array)) * array.strides[0]
+        self.numbers[:, 2 * number + 1] = array.shape[1]
 
-    `slots` int64 [tokens], or empty when no token has any: which adapter, -1 for none. `tables` int64
-    [adapters, layers, 7, 3], `scales` float32 [adapters, layers, 7], `cells` int64: where in the pool a row or a column
-    begins. Scratch: `shrunk` float32, for each token (or thread, when there is one token) three rows of the largest
-    rank and a little more; `inputs` float32, a row a thread.
-    """
-
-    slots: Any
-    tables: Any
-    scales: Any
-    cells: Any
-    shrunk: Any
-    inputs: Any
-
-
-def _arrays(kind: Any, dimensions: int = 1) -> Any:
-    return types.Array(kind, dimensions, "C")
-
-
-_I64, _F32 = _arrays(types.int64), _arrays(types.float32)
-_I64_ROWS, _F32_ROWS = _arrays(types.int64, 2), _arrays(types.float32, 2)
-WEIGHTS = types.NamedTuple(  # type: ignore[no-untyped-call]
-    [_arrays(types.uint8), _F32, _arrays(types.int64, 3), _I64_ROWS, _I64, types.float64, _F32, _F32, _I64], Weights
-)
-BATCH = types.NamedUniTuple(_I64, len(Batch._fields), Batch)  # type: ignore[no-untyped-call]
-_OF_SCRATCH = {"xq": _arrays(types.int8), "candidates": _I64_ROWS}
-_FLAT = ("x", "qkv", "mixed", "inner", "dx", "xsum", "parts", "tops", "mass")
-SCRATCH = types.NamedTuple(  # type: ignore[no-untyped-call]
-    [_OF_SCRATCH.get(name, _F32 if name in _FLAT else _F32_ROWS) for name in Scratch._fields], Scratch
-)
-ADAPTERS = types.NamedTuple(  # type: ignore[no-untyped-call]
-    [_I64, _arrays(types.int64, 4), _arrays(types.float32, 3), _I64, _F32_ROWS, _F32_ROWS], Adapters
-)
-"""The types of the four in signatures."""
-
-
-@pasted
-def share(total: int, thread: int, threads: int) -> tuple[int, int]:
-    """Which part of `total` pieces is this thread's."""
-    return total * thread // threads, total * (thread + 1) // threads
+    def address(self, thread: int) -> int:
+        """Of a thread's table."""
+        return int(self.numbers.ctypes.data + thread * self.numbers.strides[0])

@@ -134,9 +134,6 @@ def _in_memory(source: WeightSource) -> int:
         meta = source.meta(name)
         one = 4.0 if len(meta.shape) == 1 else _TILE_BYTES.get(meta.format, _EIGHT_BITS)
         total += math.prod(meta.shape) * one
-    head = source.meta("token_embd.weight" if source.config.tie_embeddings else "output.weight")
-    if head.format not in _TILE_BYTES:
-        total += math.prod(head.shape) * _TILE_BYTES["q4_0"]  # the guess of an 8-bit head
     return int(total)
 
 

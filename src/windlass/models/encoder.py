@@ -331,7 +331,7 @@ class _Engine:
 
 
 def _byte_model(model: Bert, weights: Path) -> Any:
-    from windlass.models.cpu_bert import ByteBert  # Numba, which questions do without
+    from windlass.models.cpu_bert import ByteBert
 
     return ByteBert(model, str(weights))
 

@@ -16,6 +16,7 @@ from windlass.core.errors import Cancelled, ContextLengthError, ModelError, Usag
 from windlass.models.block_formats import Floats
 from windlass.models.config import packing_obstacle
 from windlass.models.decoder import Decoder, TokenModel
+from windlass.models.mapped import give_back
 from windlass.models.tokenizer import Tokenizer, tokenizer_of
 from windlass.models.weights import WeightSource, open_weights
 
@@ -283,8 +284,12 @@ class LocalModel:
             raise UsageError(
                 f"the {engine} engine computes in its own way on the CPU", hint="device and dtype need torch"
             )
-        tokenizer = tokenizer_of(source)
-        return cls(_engine(source, engine, threads, device, dtype), tokenizer, source.fingerprint)
+        # The fingerprint reads parts of the file that packing gives back.
+        tokenizer, fingerprint = tokenizer_of(source), source.fingerprint
+        decoder = _engine(source, engine, threads, device, dtype)
+        del source
+        give_back()
+        return cls(decoder, tokenizer, fingerprint)
 
     def forward(self, tokens: NDArray[np.integer]) -> Floats:
         """Logits after every token of fresh sequences of one length: `[B, T] -> float32 [B, T, vocab]`.

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
+import numpy as np
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
@@ -56,11 +57,35 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF_CHARACTER = _byte_alphabet()
 
 
+class Pieces(Sequence[str]):
+    """Strings in one stretch of memory: a list of fifty thousand takes eight times as much."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        encoded = [piece.encode("utf-8", "surrogatepass") for piece in pieces]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        return self._text[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Token pieces by id, and which of them are control tokens. `byte_level` tells how pieces spell bytes."""
 
-    pieces: list[str]
+    pieces: Pieces
     control: frozenset[int]
     literal: frozenset[int]
     byte_level: bool
@@ -288,7 +313,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     pieces = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
         raise ModelError(f"{where}: tokenizer.ggml.tokens is missing or not a list of strings")
-    types = list(metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(pieces)))
+    types = np.asarray(metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(pieces))).tolist()
     if len(types) != len(pieces):
         raise ModelError(f"{where}: {len(pieces)} tokens but {len(types)} token types")
     makers = {"gpt2": _byte_level_builder, "llama": _sentencepiece_builder}
@@ -301,7 +326,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer(
         _guarded(build, where),
-        Vocabulary(pieces, control, literal, byte_level=kind == "gpt2"),
+        Vocabulary(Pieces(pieces), control, literal, byte_level=kind == "gpt2"),
         bos_id=bos,
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")),
         eos_id=eos,
@@ -379,6 +404,7 @@ def _byte_level_builder(
         merges=_merges(metadata, where),
         ignore_merges=name in ("llama-bpe", "llama3", "llama-v3"),
     )
+    added = _added_tokens(pieces, types)
 
     def build(control: bool) -> FastTokenizer:
         fast = FastTokenizer(model)
@@ -386,7 +412,8 @@ def _byte_level_builder(
         fast.decoder = decoders.ByteLevel()
         if name.endswith("qwen2"):
             fast.normalizer = normalizers.NFC()
-        _add_tokens(fast, pieces, types, control)
+        if added[control]:
+            fast.add_tokens(added[control])
         return fast
 
     return build
@@ -416,26 +443,33 @@ def _sentencepiece_builder(
         byte_fallback=True,
     )
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    added = _added_tokens(pieces, types)
 
     def build(control: bool) -> FastTokenizer:
         fast = FastTokenizer(model)
         steps = [normalizers.Prepend("\u2581")] if prefix else []
         fast.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
-        _add_tokens(fast, pieces, types, control)
+        if added[control]:
+            fast.add_tokens(added[control])
         return fast
 
     return build
 
 
-def _add_tokens(fast: FastTokenizer, pieces: list[str], types: list[int], control: bool) -> None:
-    kept = (USER_DEFINED, CONTROL, UNKNOWN) if control else (USER_DEFINED,)
-    added = [
-        AddedToken(piece, special=types[token] != USER_DEFINED, normalized=False)
-        for token, piece in enumerate(pieces)
-        if types[token] in kept and piece
-    ]
-    if added:
-        fast.add_tokens(added)
+_AddedTokens = dict[bool, list[AddedToken]]
+
+
+def _added_tokens(pieces: list[str], types: list[int]) -> _AddedTokens:
+    """What is matched before anything else, with and without control tokens."""
+
+    def added(kept: tuple[int, ...]) -> list[AddedToken]:
+        return [
+            AddedToken(piece, special=types[token] != USER_DEFINED, normalized=False)
+            for token, piece in enumerate(pieces)
+            if types[token] in kept and piece
+        ]
+
+    return {True: added((USER_DEFINED, CONTROL, UNKNOWN)), False: added((USER_DEFINED,))}
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer:
@@ -468,7 +502,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     first = fast.encode("x", add_special_tokens=True).ids[:1]
     return Tokenizer(
         guarded,
-        Vocabulary(pieces, control, frozenset(added) - control, byte_level='"ByteLevel"' in steps),
+        Vocabulary(Pieces(pieces), control, frozenset(added) - control, byte_level='"ByteLevel"' in steps),
         bos_id=ids["bos"],
         add_bos=bool(settings.get("add_bos_token", first == [ids["bos"]])),
         eos_id=ids["eos"],

@@ -6,6 +6,7 @@ Every estimator keeps scikit-learn's contract without importing it. Rooms, in th
 - `dissimilarity`, `swaps`, `medoid_start`, `kmedoids`, `sampled_kmedoids`, `choose_k`: k objects that stand for all.
 - `gaussians`, `partition`: groups whose number is found.
 - `observed`, `factors`, `completion`: the missing cells of a table.
+- `truncated_em`, `sparse_coding`, `occlusion`: the parts that data is made of.
 - `functional_hash`, `cell_probe`, `equivalence_cache`: what a candidate computes, and its fitness if that is known.
 - `search_space`, `evolution`: searches that use them.
 """
@@ -16,19 +17,31 @@ from windlass.patterns.equivalence_cache import EquivalenceCache
 from windlass.patterns.evolution import RandomSearch, RegularizedEvolution, SearchBudget
 from windlass.patterns.functional_hash import CallableProbe, FunctionalHasher
 from windlass.patterns.kmedoids import KMedoids
+from windlass.patterns.occlusion import MaximalCauses
 from windlass.patterns.partition import ProbabilisticPartition
 from windlass.patterns.sampled_kmedoids import SampledKMedoids
+from windlass.patterns.sparse_coding import (
+    BinarySparseCoding,
+    DiscreteSparseCoding,
+    SpikeSlabSparseCoding,
+    TernarySparseCoding,
+)
 
 __all__ = [
+    "BinarySparseCoding",
     "CallableProbe",
+    "DiscreteSparseCoding",
     "EquivalenceCache",
     "FunctionalHasher",
     "KMedoids",
     "MatrixCompletion",
+    "MaximalCauses",
     "ProbabilisticPartition",
     "RandomSearch",
     "RegularizedEvolution",
     "SampledKMedoids",
     "SearchBudget",
+    "SpikeSlabSparseCoding",
+    "TernarySparseCoding",
     "choose_k",
 ]

@@ -78,7 +78,7 @@ def choose_k(
     medoids = permutation(seed, "medoids", size=source.n)[:k_max]
     best: Swaps | None = None
     scores: dict[int, float] = {}
-    progress.start("swaps", k_max - k_min + 1, "values of k")
+    progress.start("group", k_max - k_min + 1, "numbers of groups")
     for k in range(k_max, k_min - 1, -1):
         search = Swaps(source, medoids, np.ones(source.n))
         search.eager(order, 100, progress)
@@ -86,7 +86,7 @@ def choose_k(
         if best is None or scores[k] > scores[len(best.medoids)]:
             best = search
         medoids = np.delete(search.medoids, int(search.removal.argmin()))
-        progress.advance("swaps")
-    progress.finish("swaps")
+        progress.advance("group")
+    progress.finish("group")
     assert best is not None
     return ChosenK(len(best.medoids), best.medoids, best.near, dict(sorted(scores.items())))

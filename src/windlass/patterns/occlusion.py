@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from windlass.core.randomness import uniform
 from windlass.kernels.truncated_em import expect_maximum
 from windlass.patterns.estimator import Floats
-from windlass.patterns.truncated_em import SparseCoding, corrected_prior, non_negative, normal, started_elements
+from windlass.patterns.truncated_em import SparseCoding, corrected_prior, normal, not_below_zero, started_elements
 
 _LEAST = 1e-4
 _SHARPNESS = 21.0
 
 
 class MaximalCauses(SparseCoding):
-    """Parts that are on or off; where several are on, the largest shows. Data must not be negative.
+    """Parts that are on or off; where several are on, the largest shows. Data must not lie below zero
+    but for noise.
 
     See `SparseCoding`; `prior_` is the chance that a part is on.
     """
@@ -35,7 +36,7 @@ class MaximalCauses(SparseCoding):
         n_candidates: int = 8,
         max_active: int = 4,
         max_iter: int = 100,
-        anneal: float = 4.0,
+        anneal: float = 2.0,
         random_state: Any = None,
     ) -> None:
         self.n_components = n_components
@@ -47,7 +48,7 @@ class MaximalCauses(SparseCoding):
 
     def _check(self, data: Floats) -> None:
         super()._check(data)
-        non_negative(data, type(self).__name__, "BinarySparseCoding or SpikeSlabSparseCoding")
+        not_below_zero(data, type(self).__name__, "BinarySparseCoding or SpikeSlabSparseCoding")
 
     def _start(self, data: Floats, seed: int) -> None:
         self._scale = max(float(data.std(axis=0).mean()), 1e-12)

@@ -35,6 +35,8 @@ _NEIGHBOURS = 8
 _ROUNDS = 4
 _SHALLOW = 0.9
 """Two groups are one when the density between their peaks stays above this share of the lower peak."""
+_MEMBERS_A_NUMBER = 10
+"""Below so many members a parameter, two Gaussians fit better than one by chance alone."""
 _MOST_AXES = 30
 _MOST_UNITS = 20_000
 _BLOCK = 65_536
@@ -184,6 +186,9 @@ class ProbabilisticPartition(Estimator):
         joined = join_without_valley(mixture, d)
         if len(joined) < len(mixture.shares):
             mixture = expectation_maximisation(rows, weight, Mixture.of(joined, d, family))
+        parted = split_at_valleys(mixture, rows, weight, d)
+        if len(parted) > len(mixture.shares):
+            mixture = expectation_maximisation(rows, weight, Mixture.of(parted, d, family))
         k = len(mixture.shares)
         return mixture, 2 * mixture.log_likelihood - (k * (parameters(d, family) + 1) - 1) * np.log(n)
 
@@ -331,6 +336,34 @@ def merge(sums: Floats, d: int, family: Family, neighbours: int = _NEIGHBOURS) -
             look(new)
             new += 1
     return np.array(list(groups.values()))
+
+
+def split_at_valleys(mixture: Mixture, rows: Floats, weight: Floats, d: int) -> Floats:
+    """Sums of the groups after each was cut in two where that pays and a valley lies between the halves.
+
+    Merging counts every member to one group alone, so it joins halves that overlap much; here two Gaussians are judged
+    as a mixture, by the Bayesian information criterion on the members of the group.
+    """
+    labels, family = mixture.log_joint(rows).argmax(axis=1), mixture.family
+    out: list[Floats] = []
+    for group, sums in enumerate(mixture.sums):
+        inside = labels == group
+        members, count = rows[inside], weight[inside]
+        out.append(sums)
+        if count.sum() < _MEMBERS_A_NUMBER * (parameters(d, family) + 1):
+            continue
+        halves = over_partition(np.ascontiguousarray(members[:, 1 : d + 1]), count, 2)
+        if halves.max() < 1:
+            continue
+        two = expectation_maximisation(members, count, Mixture.of(group_sums(members, count, halves, 2), d, family))
+        if len(two.shares) < 2:
+            continue
+        one = float(count @ Mixture.of(count[None] @ members, d, family).responsibilities(members)[1])
+        parts = [(two.shares[at], two.means[at], two.covariances[at]) for at in (0, 1)]
+        gain = 2 * (two.log_likelihood - one) - (parameters(d, family) + 1) * np.log(count.sum())
+        if gain > 0 and valley(*parts) < _SHALLOW:
+            out[-1:] = [two.sums[0], two.sums[1]]
+    return np.array(out)
 
 
 def join_without_valley(mixture: Mixture, d: int) -> Floats:

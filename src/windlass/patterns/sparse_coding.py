@@ -133,7 +133,29 @@ class BinarySparseCoding(_LinearCoding):
 
 
 class TernarySparseCoding(_LinearCoding):
-    """Parts that are off, added or subtracted, both equally often."""
+    """Parts that are off, added or subtracted, both equally often.
+
+    See `SparseCoding`. It starts cooler than binary coding: with two signs, a hot start lets elements cancel out.
+    """
+
+    def __init__(
+        self,
+        n_components: int = 8,
+        *,
+        n_candidates: int = 6,
+        max_active: int = 3,
+        max_iter: int = 150,
+        anneal: float = 2.0,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            n_components,
+            n_candidates=n_candidates,
+            max_active=max_active,
+            max_iter=max_iter,
+            anneal=anneal,
+            random_state=random_state,
+        )
 
     def _values(self) -> Floats:
         return np.array([1.0, -1.0])

@@ -22,6 +22,7 @@ from windlass.core.randomness import uniform
 from windlass.patterns.estimator import ConvergenceLog, Estimator, Floats, seed_of
 
 _MOST_STATES = 20_000
+_SHAKE = 0.1
 _DEAD = 0.1
 """An element that is expected in fewer points than this has died."""
 
@@ -86,6 +87,7 @@ class SparseCoding(Estimator):
         components_: `[H, D]`: the elements.
         prior_: How often each is active, or chance of each value.
         noise_: Standard deviation of what the elements leave.
+        n_iter_: Steps made.
         history_: One `ConvergenceLog` a step; the objective is the mean truncated log evidence at its temperature.
     """
 
@@ -127,6 +129,9 @@ class SparseCoding(Estimator):
             done = step / self.max_iter
             temperature = max(1.0, 1 + (self.anneal - 1) * (1 - done / self._cools_by))
             evidence = self._step(data, temperature, min(1.0, done * 1.5), revive=done < self._cools_by)
+            if done < self._cools_by:
+                self._shake(data, step, 1 - done / self._cools_by)
+            self.n_iter_ = step + 1
             detail = {"temperature": temperature, "noise": float(self.noise_)}
             self.history_.append(ConvergenceLog(step, evidence, time.perf_counter() - began, detail))
             progress.advance("learn", 1, f"evidence {evidence:.5g}")
@@ -168,6 +173,12 @@ class SparseCoding(Estimator):
         if len(dead) and len(data) > len(dead):
             worst = np.argsort(evidence, kind="stable")[: len(dead)]
             self.components_[dead] = self._placed(data[worst])
+
+    def _shake(self, data: Floats, step: int, share: float) -> None:
+        """A little noise, which falls to none: elements that had become equal would stay so."""
+        size = _SHAKE * share * float(data.std(axis=0).mean())
+        drawn = normal(self._seed, f"shake {step}", self.components_.shape)
+        self.components_ = self._placed(self.components_ + size * drawn)
 
     def _placed(self, points: Floats) -> Floats:
         return points.copy()
@@ -261,10 +272,12 @@ def corrected_prior(pi: float, active: float, points: float, causes: int, most: 
     return float(np.clip(made, 1e-5, 1 - 1e-5))
 
 
-def non_negative(data: Floats, who: str, instead: str) -> None:
-    """Raises `DataError` when there is a value below zero."""
-    if (data < 0).any():
-        row, column = (int(at) for at in np.argwhere(data < 0)[0])
+def not_below_zero(data: Floats, who: str, instead: str) -> None:
+    """Raises `DataError` when a column lies below zero by more than noise would: nothing could explain it."""
+    middle, spread = data.mean(axis=0), data.std(axis=0)
+    below = np.flatnonzero(middle + 3 * spread / np.sqrt(len(data)) < 0)
+    if len(below):
         raise DataError(
-            f"Negative values in data passed to {who} (row {row}, column {column})", hint=f"use {instead} for such data"
+            f"Negative values in data passed to {who} (column {int(below[0])}, {middle[below[0]]:.4g} on average)",
+            hint=f"use {instead} for such data",
         )

@@ -17,7 +17,7 @@ from windlass.core.progress import Progress
 if TYPE_CHECKING:
     import pyarrow
 
-    from windlass.retrieval.table_sources import TableSource
+    from windlass.retrieval.table_questions import TableSource
 
 _FEWEST_CELLS = 20
 

@@ -19,6 +19,7 @@ from windlass.lake.survey import (
 )
 from windlass.lake.table_joins import TableJoin, stored_joins
 from windlass.retrieval.embedding import count_missing
+from windlass.retrieval.topics import Topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Overview:
         failed: (path, reason, message) of files that could not be read.
         passages: Searchable passages.
         embedded: (with vectors, wanting vectors).
+        topics: Files grouped by meaning, as of the last survey; None before one, without vectors, or of few files.
     """
 
     files: int
@@ -89,6 +91,7 @@ class Overview:
     encoder: str | None = None
     model: str | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    topics: Topics | None = None
 
 
 def list_files(workspace: Workspace) -> list[FileInfo]:

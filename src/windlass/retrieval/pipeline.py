@@ -36,6 +36,7 @@ from windlass.retrieval.hybrid import HybridRetriever
 from windlass.retrieval.lexical import LexicalIndex, merge_words
 from windlass.retrieval.overview import FileInfo, Overview, list_files, overview
 from windlass.retrieval.passage_store import load_passages
+from windlass.retrieval.topics import Topics, find_topics
 from windlass.retrieval.types import Answer, Hit, Hits, Passage, Retriever
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Pipeline:
         self._loading = threading.RLock()
         self._notices: dict[str, str] = {}
         self._skipped: list[tuple[str, str]] = []
+        self._topics: Topics | None = None
         self._lexical = LexicalIndex(workspace)
         self._dense: DenseIndex | None = None
 
@@ -230,7 +232,7 @@ class Pipeline:
         return report
 
     def survey(self, progress: Progress | None = None) -> int:
-        """Profile new tables, find tables in tables, joins, and near-copies of texts; returns how many things were new.
+        """Profile new tables, find tables in tables, joins, near-copies and topics; returns how many things were new.
 
         Raises:
             WorkspaceLocked: Another process is indexing this folder.
@@ -238,7 +240,10 @@ class Pipeline:
             Cancelled: Stopped through `progress`; what was committed stays.
         """
         with self.workspace.acquire():
-            return survey_all(self.workspace, progress)
+            new = survey_all(self.workspace, progress)
+        encoder = self.encoder
+        self._topics = find_topics(self.workspace, encoder.fingerprint, progress) if encoder else None
+        return new
 
     def search(self, query: str, k: int | None = None, *, mode: SearchMode = "hybrid") -> list[Hit]:
         """The `k` passages that fit the query best.
@@ -305,6 +310,7 @@ class Pipeline:
         return dataclasses.replace(
             found,
             skipped=self._skipped,
+            topics=self._topics,
             encoder=self.settings.models.encoder if encoder else None,
             model=self.settings.models.decoder,
         )

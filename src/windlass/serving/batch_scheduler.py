@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from windlass.core.errors import PoolExhausted
 from windlass.serving.batch import Batch, StepResult
@@ -56,7 +57,9 @@ def _key(seq: Sequence) -> _Key:
 class BatchScheduler(StallFree):
     """`StallFree`, and planned batches (`Request.shared`) behind everybody else. Arguments as `StallFree`."""
 
-    _batches: dict[_Key, _Progress]
+    def __init__(self, *budget: int | Literal["auto"], **options: Any) -> None:
+        super().__init__(*budget, **options)
+        self._batches: dict[_Key, _Progress] = {}
 
     def add(self, seq: Sequence, now: float) -> None:
         if seq.request.shared is None:
@@ -79,7 +82,7 @@ class BatchScheduler(StallFree):
     @property
     def depth(self) -> tuple[int, int]:
         waiting, running = super().depth
-        return waiting + sum(len(progress.waiting) for progress in self._known().values()), running
+        return waiting + sum(len(progress.waiting) for progress in self._batches.values()), running
 
     def next_batch(self, now: float, kv: KVManager) -> Batch:
         self._make_room_for_others(kv)
@@ -94,10 +97,10 @@ class BatchScheduler(StallFree):
                 if item.seq.state is State.FINISHED:
                     self._unmake(progress, item.seq)
         if not any(seq.request.shared is not None for seq in self.running.values()):
-            for key, progress in list(self._known().items()):
+            for key, progress in list(self._batches.items()):
                 if not progress.waiting:
                     self._forget(progress)
-                    del self._known()[key]
+                    del self._batches[key]
 
     # What `StallFree` asks
 
@@ -112,7 +115,7 @@ class BatchScheduler(StallFree):
         # Who waits in front needs the memory that would be given away here.
         if step.batch.preempted or self.waiting.head() is not None:
             return
-        for progress in list(self._known().values()):
+        for progress in list(self._batches.values()):
             while self._room(step, 0) and self._admit_next(progress, step, kv):
                 pass
 
@@ -130,7 +133,7 @@ class BatchScheduler(StallFree):
         plan, member = seq.request.shared
         progress = self._progress_of(seq)
         if progress is None:
-            progress = self._known()[_key(seq)] = _Progress(plan, [_Prefix(int(users)) for users in plan.users])
+            progress = self._batches[_key(seq)] = _Progress(plan, [_Prefix(int(users)) for users in plan.users])
         if seq.preemptions:
             self._unmake(progress, seq)
             for prefix in progress.path(seq):
@@ -139,15 +142,8 @@ class BatchScheduler(StallFree):
 
     # Batches
 
-    def _known(self) -> dict[_Key, _Progress]:
-        try:
-            return self._batches
-        except AttributeError:
-            self._batches = {}
-            return self._batches
-
     def _progress_of(self, seq: Sequence) -> _Progress | None:
-        return None if seq.request.shared is None else self._known().get(_key(seq))
+        return None if seq.request.shared is None else self._batches.get(_key(seq))
 
     def _admit_next(self, progress: _Progress, step: Step, kv: KVManager) -> bool:
         """Admit the first sequence in the batch's order that need not wait for a prefix; whether one was."""
@@ -237,8 +233,10 @@ class BatchScheduler(StallFree):
         head = self.waiting.head()
         if head is None or kv.can_admit(head, self.reserve):
             return
-        for progress in self._known().values():
+        for progress in self._batches.values():
             self._forget(progress)
-        planned = [seq for seq in self.running.values() if seq.request.shared is not None]
+        planned = [
+            seq for seq in self.running.values() if seq.request.shared is not None and seq.id not in self._in_flight
+        ]
         while planned and not kv.can_admit(head, self.reserve):
             self._preempt(planned.pop(), Batch(), kv)

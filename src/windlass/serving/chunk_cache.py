@@ -54,7 +54,7 @@ class ChunkOptions:
         UsageError: a value makes no sense.
     """
 
-    alpha: float = 0.5
+    alpha: float = 0.3
     head_tokens: int = 8
     probe_tokens: int = 96
     max_variants: int = 5

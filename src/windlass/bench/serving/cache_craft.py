@@ -3,9 +3,9 @@
 Questions of XQuAD about six articles (`--quick`: two), each over three of the article's five passages in random order,
 some asked often (Zipf), so that most passages were seen before, as in the paper's production traces. After a warm-up,
 every question goes by turns through engines that share nothing but the weights: one that computes everything, one with
-the prefix tree (what other engines have), copies without repair, the paper's rule of repair, the first tokens of each
-passage, and ours. The known answer is forced, so that what the model finds likely can be compared token by token with
-the full computation.
+the prefix tree (what other engines have), copies without repair, the paper's rule of which tokens are repaired (not
+`--quick`), and ours. The known answer is forced, so that what the model finds likely can be compared with the full
+computation token by token.
 """
 
 from __future__ import annotations
@@ -160,7 +160,6 @@ def _sides(model: LocalModel, quick: bool) -> dict[str, _Side]:
     }
     if not quick:
         options["the paper's rule"] = (ChunkOptions(probe_tokens=0, head_tokens=0), True)
-        options["first tokens"] = (ChunkOptions(probe_tokens=0, head_tokens=1 << 20), True)
     return {name: _Side(model, chunks, prefixes=prefixes) for name, (chunks, prefixes) in options.items()}
 
 
