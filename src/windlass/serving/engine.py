@@ -427,7 +427,8 @@ class Engine:
             if item.kind == "probe":
                 continue
             seq.advance(item.n_tokens)
-            seq.rated.update(result.rated.get(seq.id, {}))
+            if seq.id in result.rated:
+                seq.rated = (seq.rated or {}) | result.rated[seq.id]
             if item.n_tokens > 1 or seq.computed % self.kv.page_tokens == 0:
                 self.kv.publish(seq)
             sampled = result.tokens.get(seq.id)
