@@ -62,6 +62,7 @@ from windlass.models.cpu_tables import (
     SLOTS,
     STARTS,
     STATES,
+    STRETCH_SUMS,
     TURN_CALL,
     TWICE,
     VISIBLE,
@@ -294,7 +295,8 @@ def _measure_mass(t: Any, thread: int, threads: int, layer: int) -> None:
             queries, key_heads, heads // key_heads, size, uint16s(t, DATA), key_at, key_at + key_heads * stride, stride,
             layers * 2 * key_heads * stride, int64s(t, PAGES), int64s(t, STARTS), int64s(t, BEGINS),
             int64s(t, LENGTHS), offsets[row], offsets[row + 1], first_seen(t, token, layer), int64s(t, VISIBLE)[token],
-            bounds, low, high, float32s(t, SCORES), 1.0 / (heads * ((layers + 2) // 3)), mass, token * widest,
+            bounds, low, high, float32s(t, SCORES), float32s(t, STRETCH_SUMS),
+            1.0 / (heads * ((layers + 2) // 3)), mass, token * widest,
         )  # fmt: skip
         call_mass(int64s(t, CALLS)[MASS_CALL], arguments)
 

@@ -287,6 +287,8 @@ class CpuEngine:
         """Where to note what tokens attend to, if anywhere."""
         if mass is not None:
             self._fill_calls(tables.MASS_CALL, MASS_KERNELS)
+            room = self.config.n_heads * (mass.shares.shape[1] + 1) + 2
+            self._tables.put_rows(tables.STRETCH_SUMS, np.empty((self.threads, room), np.float32))
         self._tables.put(tables.BOUNDS, _NONE if mass is None else mass.bounds)
         self._tables.put(tables.BOUND_OFFSETS, _NONE if mass is None else mass.offsets)
         self._tables.put(tables.MASS, _NONE if mass is None else mass.shares)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
     TOKEN_ADAPTERS, ADAPTERS, ADAPTER_SCALES, ADAPTER_CELLS, SHRUNK,
     X, QKV, MIXED, INNER_STATE, CODES, STEPS, CODE_SUMS, PARTS, QUERIES, STATES, TOPS,
     NORMED, SUMS, MORE, SCORES, OWN_QUERIES, TWICE, PAIR, RANKED, CANDIDATE_TILES, INPUTS,
-) = range(54)  # fmt: skip
+    STRETCH_SUMS,
+) = range(55)  # fmt: skip
 """Arrays of a step (`kernels.views`): of the model, of the batch, of the pool and the results, and memory to work in.
 
 Of the model: `ARENA` uint8, `PLAN` int64 [layers + 1, 7, 6] and `EXTRAS` int64 [layers, 5] as `cpu_packing` describes
@@ -28,7 +29,7 @@ and `TOKEN_ADAPTERS` (int64 [tokens], -1: none) are empty when nobody asks. `ADA
 each thread has arrays of its own: `PAIR` is for the chunk that it is merging, `CANDIDATE_TILES` are the tiles with the
 highest `RANKED`.
 """
-ARRAYS = 54
+ARRAYS = 55
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
 """Rows of `PLAN` in a layer: its matrices; in the row after the last layer: below."""
 EMBEDDING, HEAD, COARSE = range(3)
