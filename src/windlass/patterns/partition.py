@@ -187,7 +187,7 @@ class ProbabilisticPartition(Estimator):
         if len(joined) < len(mixture.shares):
             mixture = expectation_maximisation(rows, weight, Mixture.of(joined, d, family))
         parted = split_at_valleys(mixture, rows, weight, d)
-        if len(parted) > len(mixture.shares):
+        if len(mixture.shares) < len(parted) <= self.max_clusters:
             mixture = expectation_maximisation(rows, weight, Mixture.of(parted, d, family))
         k = len(mixture.shares)
         return mixture, 2 * mixture.log_likelihood - (k * (parameters(d, family) + 1) - 1) * np.log(n)
