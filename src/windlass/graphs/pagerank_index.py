@@ -29,8 +29,8 @@ from windlass.core.tasks import TaskPool, usable_cores
 from windlass.graphs.array_folder import open_arrays, save_arrays
 from windlass.graphs.graph import Graph
 from windlass.graphs.pagerank import (
-    Seeds,
     Fingerprints,
+    Seeds,
     SparseVectors,
     Workplace,
     check_restart,

@@ -303,7 +303,7 @@ def _runs_between(begins: Any, low: int, high: int, begin: int, end: int) -> tup
 def attention_mass(
     q: Any, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
     page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
-    bounds: Any, bound_low: int, bound_high: int, scores: Any, work: Any, share: float, out: Any, out_at: int,
+    bounds: Any, bound_low: int, bound_high: int, scores: Any, sums: Any, share: float, out: Any, out_at: int,
 ) -> None:  # fmt: skip
     """How much of a token's attention each stretch of its context gets, summed over the heads.
 
@@ -312,17 +312,16 @@ def attention_mass(
         begin, end: The slots that the token sees.
         bounds: Stretch `i` of this context ends before slot `bounds[bound_low + i]`, where the next one begins; the
             first begins at slot 0, and the last ends at `end` or behind it.
-        work: float32 scratch, `heads * (stretches + 1) + 2`.
+        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
+        sums: float32 scratch, `key_heads * group * (stretches + 1) + 2`.
         share: What the attention of one head counts.
         out: float32 from `out_at`, one for each stretch; added to.
     """
     heads, stretches, room = key_heads * group, bound_high - bound_low, CHUNK + 16
     tops = heads * stretches
     pair = tops + heads
-    for i in range(tops):
-        work[i] = np.float32(0)
-    for head in range(heads):
-        work[tops + head] = np.float32(-np.inf)
+    for place in range(pair):
+        sums[place] = np.float32(0) if place < tops else np.float32(-np.inf)
     for chunk in range(begin // CHUNK, (end + CHUNK - 1) // CHUNK):
         from_, to = max(begin, chunk * CHUNK), min(end, (chunk + 1) * CHUNK)
         first, stop = _runs_between(begins, low, high, from_, to)
@@ -331,25 +330,29 @@ def attention_mass(
             lengths, first, stop, from_, to, scores,
         )  # fmt: skip
         for head in range(heads):
-            _soften(scores, head * room, to - from_, work, pair)
-            top = max(work[pair], work[tops + head])
-            weight = max_lanes(exp2_float(splat(np.float32(work[pair] - top))))
-            fade = max_lanes(exp2_float(splat(np.float32(work[tops + head] - top))))
-            work[tops + head] = top
+            _soften(scores, head * room, to - from_, sums, pair)
+            top, highest = sums[pair], sums[tops + head]
+            weight = np.float32(1)
+            if top > highest:
+                fade = np.float32(2.0 ** (highest - top))
+                for stretch in range(stretches):
+                    sums[head * stretches + stretch] *= fade
+                sums[tops + head] = top
+            else:
+                weight = np.float32(2.0 ** (top - highest))
             at = from_
             for stretch in range(stretches):
                 total = np.float32(0)
                 while at < min(to, bounds[bound_low + stretch]):
                     total += scores[head * room + at - from_]
                     at += 1
-                place = head * stretches + stretch
-                work[place] = work[place] * fade + weight * total
+                sums[head * stretches + stretch] += weight * total
     for head in range(heads):
         whole = np.float32(0)
         for stretch in range(stretches):
-            whole += work[head * stretches + stretch]
+            whole += sums[head * stretches + stretch]
         for stretch in range(stretches):
-            out[out_at + stretch] += np.float32(share) * work[head * stretches + stretch] / whole
+            out[out_at + stretch] += np.float32(share) * sums[head * stretches + stretch] / whole
 
 
 @inlined
