@@ -54,6 +54,7 @@ def test_shares_are_those_of_a_dense_softmax(
         queries.reshape(-1), key_heads, group, SIZE, data.view(np.uint16).reshape(-1), 0, key_heads * stride, stride,
         2 * key_heads * stride, pages.astype(np.int64), np.zeros(count, np.int64), begins, lengths, 0, count,
         begin, end, np.array(bounds, np.int64), 0, len(bounds), np.zeros(key_heads * group * (CHUNK + 16), np.float32),
+        np.full(key_heads * group * (len(bounds) + 1) + 2, np.nan, np.float32),
         1.0 / (key_heads * group), out, 0,
     )  # fmt: skip
     expected = dense(queries.astype(np.float64), keys.astype(np.float64), begin, end, bounds)

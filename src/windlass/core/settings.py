@@ -126,6 +126,13 @@ class ServerSettings:
         least=1,
         most=1_000_000,
     )
+    kv_sparsity_percent: int = _setting(
+        0,
+        "Share in percent of a long conversation that each new token does not read; faster, and not exactly the same "
+        "answers. 0 reads everything.",
+        least=0,
+        most=95,
+    )
     chunk_cache_mb: int = _setting(
         256,
         "Memory in MB for passages of earlier prompts, used again wherever they stand in later ones; 0 keeps none.",

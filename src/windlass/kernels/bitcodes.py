@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.kernels.compiled import compiled
-from windlass.kernels.distances import best_first, offer
 from windlass.kernels.simd import popcount
 
 Words = NDArray[np.uint64]
 
 PLANES = 4
 """Bits of a number of a query."""
-_BLOCK = 1024
 
 
 def words_of(bits: int) -> int:
@@ -134,25 +132,6 @@ def sign_scores_of(codes: Any, squares: Any, factors: Any, asked: Any, chosen: A
         inside = low * np.float32(ones) + step * np.float32(levels)
         product = (np.float32(2.0) * inside - total) * factors[row]
         out[i] = np.float32(2.0) * product - squares[row]
-
-
-@compiled
-def best_signs(
-    codes: Any, squares: Any, factors: Any, asked: Any, chosen: Any, order: Any, scores: Any, found: Any
-) -> int:
-    """The best rows of `chosen` by `sign_scores_of`, best first in `found`; returns how many there are.
-
-    Args:
-        order: Of two rows with equal scores the one with the lower entry comes first.
-        scores, found: float32 and int64 `[wanted]`.
-    """
-    size, values = 0, np.empty(_BLOCK, np.float32)
-    for start in range(0, len(chosen), _BLOCK):
-        block = chosen[start : start + _BLOCK]
-        sign_scores_of(codes, squares, factors, asked, block, values)
-        size = offer(values[: len(block)], block, order, scores, found, size)
-    best_first(scores, found, size, order)
-    return size
 
 
 @compiled

@@ -303,7 +303,7 @@ def _runs_between(begins: Any, low: int, high: int, begin: int, end: int) -> tup
 def attention_mass(
     q: Any, key_heads: int, group: int, size: int, data: Any, key_at: int, value_at: int, head_stride: int,
     page_elements: int, pages: Any, starts: Any, begins: Any, lengths: Any, low: int, high: int, begin: int, end: int,
-    bounds: Any, bound_low: int, bound_high: int, scores: Any, share: float, out: Any, out_at: int,
+    bounds: Any, bound_low: int, bound_high: int, scores: Any, sums: Any, share: float, out: Any, out_at: int,
 ) -> None:  # fmt: skip
     """How much of a token's attention each stretch of its context gets, summed over the heads.
 
@@ -312,12 +312,16 @@ def attention_mass(
         begin, end: The slots that the token sees.
         bounds: Stretch `i` of this context ends before slot `bounds[bound_low + i]`, where the next one begins; the
             first begins at slot 0, and the last ends at `end` or behind it.
+        scores: float32 scratch, `key_heads * group * (CHUNK + 16)`.
+        sums: float32 scratch, `key_heads * group * (stretches + 1) + 2`.
         share: What the attention of one head counts.
         out: float32 from `out_at`, one for each stretch; added to.
     """
     heads, stretches, room = key_heads * group, bound_high - bound_low, CHUNK + 16
-    sums, tops, pair = np.zeros((heads, stretches), np.float32), np.empty(heads, np.float32), np.empty(2, np.float32)
-    tops[:] = -np.inf
+    tops = heads * stretches
+    pair = tops + heads
+    for place in range(pair):
+        sums[place] = np.float32(0) if place < tops else np.float32(-np.inf)
     for chunk in range(begin // CHUNK, (end + CHUNK - 1) // CHUNK):
         from_, to = max(begin, chunk * CHUNK), min(end, (chunk + 1) * CHUNK)
         first, stop = _runs_between(begins, low, high, from_, to)
@@ -326,28 +330,29 @@ def attention_mass(
             lengths, first, stop, from_, to, scores,
         )  # fmt: skip
         for head in range(heads):
-            _soften(scores, head * room, to - from_, pair, 0)
+            _soften(scores, head * room, to - from_, sums, pair)
+            top, highest = sums[pair], sums[tops + head]
             weight = np.float32(1)
-            if pair[0] > tops[head]:
-                fade = np.float32(2.0 ** (tops[head] - pair[0]))
+            if top > highest:
+                fade = np.float32(2.0 ** (highest - top))
                 for stretch in range(stretches):
-                    sums[head, stretch] *= fade
-                tops[head] = pair[0]
+                    sums[head * stretches + stretch] *= fade
+                sums[tops + head] = top
             else:
-                weight = np.float32(2.0 ** (pair[0] - tops[head]))
+                weight = np.float32(2.0 ** (top - highest))
             at = from_
             for stretch in range(stretches):
                 total = np.float32(0)
                 while at < min(to, bounds[bound_low + stretch]):
                     total += scores[head * room + at - from_]
                     at += 1
-                sums[head, stretch] += weight * total
+                sums[head * stretches + stretch] += weight * total
     for head in range(heads):
         whole = np.float32(0)
         for stretch in range(stretches):
-            whole += sums[head, stretch]
+            whole += sums[head * stretches + stretch]
         for stretch in range(stretches):
-            out[out_at + stretch] += np.float32(share) * sums[head, stretch] / whole
+            out[out_at + stretch] += np.float32(share) * sums[head * stretches + stretch] / whole
 
 
 @inlined
@@ -415,7 +420,7 @@ MASS = Compiled(
     attention_mass,
     types.void(
         _F32, _INT, _INT, _INT, _U16, _INT, _INT, _INT, _INT, _I64, _I64, _I64, _I64, _INT, _INT, _INT, _INT, _I64,
-        _INT, _INT, _F32, types.float64, _F32, _INT,
+        _INT, _INT, _F32, _F32, types.float64, _F32, _INT,
     ),
 )  # fmt: skip
 call_mass = caller(MASS.signature)

@@ -27,6 +27,8 @@ _COMMON, _ABSOLUTE = 0xFFF2, 0xFFF1
 _ADDRESS, _NEAR, _NEAR_CALL, _DISTANCE = 1, 2, 4, 24
 _NEVER_CALLED = ("NRT_", "numba_", "Py", "_Py")
 """Names that only the handling of Python objects and errors mentions; kernels raise nothing and own no array."""
+_OWNS_ARRAYS = ("NRT_MemInfo_alloc", "NRT_Allocate", "NRT_Reallocate")
+"""Names by which a function that makes an array is known: it needs Numba."""
 
 _maps: list[mmap.mmap] = []
 
@@ -161,6 +163,8 @@ def _outside(name: str) -> int:
     """The address of a function of the C library; of what must never be called, that of `abort`."""
     if not name:
         return 0
+    if name.startswith(_OWNS_ARRAYS):
+        raise UnknownCode(f"a call of {name}")
     library = ctypes.CDLL(None)
     try:
         function = library["abort" if name.startswith(_NEVER_CALLED) else name]

@@ -22,6 +22,7 @@ from windlass.models.cpu_tables import (
     BEGINS,
     BOUND_OFFSETS,
     BOUNDS,
+    BUDGETS,
     CALLS,
     COSINE,
     DATA,
@@ -62,6 +63,7 @@ from windlass.models.cpu_tables import (
     SLOTS,
     STARTS,
     STATES,
+    STRETCH_SUMS,
     TURN_CALL,
     TWICE,
     VISIBLE,
@@ -109,7 +111,7 @@ def _store_keys(t: Any, token: int, layer: int) -> None:
 
 
 @called
-def _turn_queries(t: Any, token: int, low: int, high: int, layer: int, out: Any, out_at: int) -> None:
+def turn_queries(t: Any, token: int, low: int, high: int, layer: int, out: Any, out_at: int) -> None:
     """The queries of the groups of key heads `low` to `high`, turned and scaled, to `out`."""
     sizes = int64s(t, SIZES)
     heads, key_heads, size = sizes[HEADS], sizes[KEY_HEADS], sizes[HEAD_DIM]
@@ -152,6 +154,12 @@ def _chunks(t: Any, token: int, layer: int) -> tuple[int, int]:
     return first_seen(t, token, layer) // CHUNK, (int64s(t, VISIBLE)[token] + CHUNK - 1) // CHUNK
 
 
+@pasted
+def reads_parts(t: Any, layer: int) -> bool:
+    """Whether tokens read parts of their contexts in this layer: where there is a window, they read that."""
+    return int64s(t, BUDGETS).shape[0] > 0 and int64s(t, EXTRAS)[layer * NOTES + WINDOW] <= 0
+
+
 @called
 def _attention_of_few(t: Any, thread: int, threads: int, layer: int) -> None:
     """Cells of the contexts of a few tokens, a chunk and key head each, split evenly; `_merge_parts` joins them."""
@@ -178,7 +186,7 @@ def _attention_of_few(t: Any, thread: int, threads: int, layer: int) -> None:
             begin, stop = max(low - cell, 0), min(high - cell, key_heads)
             if begin < stop:
                 if turned != begin * key_heads + stop:
-                    _turn_queries(t, token, begin, stop, layer, queries, 0)
+                    turn_queries(t, token, begin, stop, layer, queries, 0)
                     turned = begin * key_heads + stop
                 _attend_chunk(t, token, begin, stop, chunk, layer, queries, 0, parts, (cell + begin) * unit)
             cell += key_heads
@@ -214,7 +222,10 @@ call_merge_parts = caller(MERGE_PARTS.signature)
 
 @called
 def _attention_of_many(t: Any, thread: int, threads: int, layer: int) -> None:
-    """Every thread takes its tokens through one chunk after the other, so that neighbours find it in the cache."""
+    """Every thread takes its tokens through one chunk after the other, so that neighbours find it in the cache.
+
+    Tokens that read a part only are left out.
+    """
     sizes, tokens, queries, states = (
         int64s(t, SIZES),
         int64s(t, IDS).shape[0],
@@ -223,12 +234,16 @@ def _attention_of_many(t: Any, thread: int, threads: int, layer: int) -> None:
     )
     key_heads, size, pair, mixed = sizes[KEY_HEADS], sizes[HEAD_DIM], float32s(t, PAIR), float32s(t, MIXED)
     group, width = sizes[HEADS] // key_heads, sizes[HEADS] * size
-    unit, chunks = group * (size + 2), 0
+    unit, chunks, budgets, parts = group * (size + 2), 0, int64s(t, BUDGETS), reads_parts(t, layer)
     for token in range(thread, tokens, threads):
-        _turn_queries(t, token, 0, key_heads, layer, queries, token * width)
+        if parts and budgets[token] > 0:
+            continue
+        turn_queries(t, token, 0, key_heads, layer, queries, token * width)
         chunks = max(chunks, _chunks(t, token, layer)[1])
     for chunk in range(chunks):
         for token in range(thread, tokens, threads):
+            if parts and budgets[token] > 0:
+                continue
             first, end = _chunks(t, token, layer)
             if first <= chunk < end:
                 state = token * key_heads * unit
@@ -247,13 +262,13 @@ call_attend_many = caller(ATTEND_MANY.signature)
 
 @called
 def attention(t: Any, thread: int, threads: int, layer: int) -> None:
-    """From projected queries, keys and values of several tokens to mixed values."""
+    """From projected queries, keys and values to mixed values, but of tokens that read a part only."""
     sizes, tokens, calls, barrier = int64s(t, SIZES), int64s(t, IDS).shape[0], int64s(t, CALLS), int64s(t, BARRIER)
     mixed, width = float32s(t, MIXED), sizes[HEADS] * sizes[HEAD_DIM]
     for token in range(thread, tokens, threads):
         _store_keys(t, token, layer)
     meet(barrier, threads)
-    if tokens > FEW:
+    if tokens > FEW or reads_parts(t, layer):
         call_attend_many(calls[MANY_CALL], (t, thread, threads, layer))
         return
     call_attend_few(calls[FEW_CALL], (t, thread, threads, layer))
@@ -289,12 +304,13 @@ def _measure_mass(t: Any, thread: int, threads: int, layer: int) -> None:
         low, high = bound_offsets[row], bound_offsets[row + 1]
         if low == high:
             continue
-        _turn_queries(t, token, 0, key_heads, layer, queries, 0)
+        turn_queries(t, token, 0, key_heads, layer, queries, 0)
         arguments = (
             queries, key_heads, heads // key_heads, size, uint16s(t, DATA), key_at, key_at + key_heads * stride, stride,
             layers * 2 * key_heads * stride, int64s(t, PAGES), int64s(t, STARTS), int64s(t, BEGINS),
             int64s(t, LENGTHS), offsets[row], offsets[row + 1], first_seen(t, token, layer), int64s(t, VISIBLE)[token],
-            bounds, low, high, float32s(t, SCORES), 1.0 / (heads * ((layers + 2) // 3)), mass, token * widest,
+            bounds, low, high, float32s(t, SCORES), float32s(t, STRETCH_SUMS),
+            1.0 / (heads * ((layers + 2) // 3)), mass, token * widest,
         )  # fmt: skip
         call_mass(int64s(t, CALLS)[MASS_CALL], arguments)
 

@@ -27,6 +27,7 @@ from windlass.models.cpu_packing import pack
 from windlass.models.cpu_tables import StepTables
 from windlass.models.decoder import Tokens, check_tokens, rotary_frequencies
 from windlass.models.kernel_cache import kernels
+from windlass.models.key_sketch import SparseReading
 from windlass.models.page_pool import PAGE_TOKENS, PagePool, SequenceCache
 from windlass.models.token_batch import AttentionMass, TokenBatch, Wanted
 from windlass.models.weights import WeightSource, open_weights
@@ -47,6 +48,8 @@ ADAPTER_KERNELS = (
 """What only tokens with adapters need, in the order of `cpu_tables.SHRINK_CALL` and following."""
 MASS_KERNELS = ("windlass.kernels.cpu_attention:MASS", "windlass.models.cpu_context:MEASURE_MASS")
 """What only an `AttentionMass` needs, in the order of `cpu_tables.MASS_CALL` and following."""
+SPARSE_KERNELS = ("windlass.models.cpu_sparse:ATTEND_SPARSE",)
+"""What only tokens that read a part of their context need: `cpu_tables.SPARSE_CALL`."""
 PREFILL_CHUNK = 256
 """Tokens of a prompt computed together."""
 MOST_THREADS = 8
@@ -86,7 +89,7 @@ class CpuEngine:
         self._pool = self.new_pool()
         self._tables = StepTables(self.threads)
         self._room = (0, 0)
-        self._calls = np.zeros(tables.MEASURE_CALL + 1, np.int64)
+        self._calls = np.zeros(tables.SPARSE_CALL + 1, np.int64)
         self._forward = self._put_model()
         self._crew, self._free_cores = _Crew(self.threads), _FreeCores(self.threads)
         self._lock = threading.Lock()
@@ -155,6 +158,7 @@ class CpuEngine:
         pool: PagePool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> Floats:
         """Compute a batch of tokens of any sequences over pages of `pool`, and write their keys and values there.
 
@@ -164,6 +168,7 @@ class CpuEngine:
                 the batch meanwhile.
             adapters: Low-rank updates of tokens that have any; their pages are among the pool's.
             mass: Where to note what the tokens attend to; costs about a third of attention itself.
+            sparse: Which tokens read a part of their context only.
 
         Returns:
             Logits, float32 `[len(batch.out_rows), vocab]`. They are the same bits whatever else is in the batch.
@@ -172,8 +177,8 @@ class CpuEngine:
             UsageError: the pool is of another shape, or the batch is inconsistent; nothing is written then.
         """
         with self._lock:
-            self._require_valid(batch, pool, adapters, mass)
-            return self._compute(batch, pool, greedy=False, adapters=adapters, mass=mass)[0]
+            self._require_valid(batch, pool, adapters, mass, sparse)
+            return self._compute(batch, pool, greedy=False, adapters=adapters, mass=mass, sparse=sparse)[0]
 
     def forward_greedy(
         self,
@@ -181,6 +186,7 @@ class CpuEngine:
         pool: PagePool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> NDArray[np.int64]:
         """`forward_tokens` for those who only want the likeliest token: int64 `[len(batch.out_rows)]`, as `likeliest`.
 
@@ -190,8 +196,8 @@ class CpuEngine:
             UsageError: as `forward_tokens`.
         """
         with self._lock:
-            self._require_valid(batch, pool, adapters, mass)
-            logits, chosen = self._compute(batch, pool, greedy=True, adapters=adapters, mass=mass)
+            self._require_valid(batch, pool, adapters, mass, sparse)
+            logits, chosen = self._compute(batch, pool, greedy=True, adapters=adapters, mass=mass, sparse=sparse)
             if len(logits):
                 chosen[~np.isfinite(logits[np.arange(len(chosen)), chosen])] = self.config.vocab_size
             return chosen
@@ -234,6 +240,7 @@ class CpuEngine:
         greedy: bool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> tuple[Floats, NDArray[np.int64]]:
         tokens, seen = len(batch.ids), int(batch.visible.max())
         self._turn_up_to(int(batch.positions.max()) + 1)
@@ -255,6 +262,8 @@ class CpuEngine:
         self._put_mass(mass)
         self._put_adapters(adapters, max(tokens, self.threads))
         self._make_room(tokens, seen)
+        pool.versions[batch.slots // pool.page_tokens] += 1
+        self._put_sparse(sparse, batch, pool)
         self._crew.run(threads, lambda thread: self._forward(self._tables.address(thread), thread, threads))
         if not greedy:
             return logits, chosen
@@ -266,7 +275,12 @@ class CpuEngine:
         return logits, np.where(winners, chosen, self.config.vocab_size).min(axis=0)
 
     def _require_valid(
-        self, batch: TokenBatch, pool: PagePool, adapters: TokenAdapters | None, mass: AttentionMass | None
+        self,
+        batch: TokenBatch,
+        pool: PagePool,
+        adapters: TokenAdapters | None,
+        mass: AttentionMass | None,
+        sparse: SparseReading | None,
     ) -> None:
         config = self.config
         expected = (config.n_layers, 2, config.n_kv_heads, pool.page_tokens, config.head_dim)
@@ -282,11 +296,15 @@ class CpuEngine:
             mass.require_valid(batch)
         if adapters is not None:
             adapters.require_valid(tokens=len(batch.ids), config=config, elements=pool.data.size)
+        if sparse is not None:
+            sparse.require_valid(batch, pool)
 
     def _put_mass(self, mass: AttentionMass | None) -> None:
         """Where to note what tokens attend to, if anywhere."""
         if mass is not None:
             self._fill_calls(tables.MASS_CALL, MASS_KERNELS)
+            room = self.config.n_heads * (mass.shares.shape[1] + 1) + 2
+            self._tables.put_rows(tables.STRETCH_SUMS, np.empty((self.threads, room), np.float32))
         self._tables.put(tables.BOUNDS, _NONE if mass is None else mass.bounds)
         self._tables.put(tables.BOUND_OFFSETS, _NONE if mass is None else mass.offsets)
         self._tables.put(tables.MASS, _NONE if mass is None else mass.shares)
@@ -308,6 +326,23 @@ class CpuEngine:
         ):  # fmt: skip
             self._tables.put(number, array)
         self._tables.put_rows(tables.INPUTS, np.empty((self.threads, widest), np.float32))
+
+    def _put_sparse(self, sparse: SparseReading | None, batch: TokenBatch, pool: PagePool) -> None:
+        """Which tokens read a part of their context, and memory to choose it in."""
+        if sparse is None or not sparse.budgets.any():
+            self._tables.put(tables.BUDGETS, _NONE)
+            return
+        self._fill_calls(tables.SPARSE_CALL, SPARSE_KERNELS)
+        for number, array in (
+            (tables.BUDGETS, sparse.budgets), (tables.NEWEST, sparse.newest), (tables.SKETCH, sparse.sketch.data),
+            (tables.SKETCHED, sparse.sketch.seen), (tables.VERSIONS, pool.versions),
+        ):  # fmt: skip
+            self._tables.put(number, array)
+        shape = self.threads, int(np.diff(batch.context_offsets).max()) + 16
+        for number in (tables.PAGE_BOUNDS, tables.PAGE_RANKS):
+            self._tables.put_rows(number, np.empty(shape, np.float32))
+        for number in (tables.READ_PAGES, tables.READ_STARTS, tables.READ_BEGINS, tables.READ_LENGTHS):
+            self._tables.put_rows(number, np.empty(shape, np.int64))
 
     def _fill_calls(self, first: int, names: tuple[str, ...]) -> None:
         """Compile or load what is seldom needed, and say where it is."""

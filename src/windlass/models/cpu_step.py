@@ -17,9 +17,10 @@ from windlass.kernels.meeting import meet
 from windlass.kernels.tile_packing import unpack_row
 from windlass.kernels.views import float32s, int64s, table_at, uint8s
 from windlass.models.cpu_adapters import call_shrink_tokens
-from windlass.models.cpu_context import attention, call_attend_few, call_measure_mass, call_merge_parts
+from windlass.models.cpu_context import attention, call_attend_few, call_measure_mass, call_merge_parts, reads_parts
 from windlass.models.cpu_head import call_head
 from windlass.models.cpu_linear import call_project, call_project_gated, call_quantize, matrix_at, share, update
+from windlass.models.cpu_sparse import call_attend_sparse
 from windlass.models.cpu_tables import (
     ARENA,
     ATTN_NORM,
@@ -61,6 +62,7 @@ from windlass.models.cpu_tables import (
     ROWS,
     SHRINK_TOKENS_CALL,
     SIZES,
+    SPARSE_CALL,
     TOKEN_ADAPTERS,
     UP,
     VALUE,
@@ -122,15 +124,18 @@ def _mix(t: Any, thread: int, threads: int, layer: int, tokens: int, x_at: int) 
     """From projected queries, keys and values to rounded mixed values."""
     sizes, calls, barrier, normed = int64s(t, SIZES), int64s(t, CALLS), int64s(t, BARRIER), float32s(t, NORMED)
     width = sizes[HEADS] * sizes[HEAD_DIM]
-    if tokens == 1:
+    parts = reads_parts(t, layer)
+    alone = tokens == 1 and not parts
+    if alone:
         call_attend_few(calls[FEW_CALL], (t, thread, threads, layer))
+        meet(barrier, threads)
     else:
         attention(t, thread, threads, layer)
-    if tokens == 1:
-        meet(barrier, threads)
+    if parts:
+        call_attend_sparse(calls[SPARSE_CALL], (t, thread, threads, layer))
     if int64s(t, BOUNDS).shape[0] > 0:
         call_measure_mass(calls[MEASURE_CALL], (t, thread, threads, layer))
-    if tokens == 1:
+    if alone:
         call_merge_parts(calls[MERGE_CALL], (t, 0, layer, normed, 0))
         _round(t, thread, threads, tokens, layer, OUTPUT, OUTPUT + 1, normed, width, -1, x_at)
     else:
@@ -166,8 +171,8 @@ call_layer = caller(LAYER.signature)
 def _forward(table: int, thread: int, threads: int) -> None:
     """Append every token of the batch to its sequence; then logits, or the best row, of each wanted token.
 
-    Every thread calls this with its own number and table. Tokens with an adapter get its updates too. Sums do not
-    depend on the number of threads, nor on which tokens share a batch.
+    Every thread calls this with its own number and table. Tokens with an adapter get its updates too, those with a
+    budget read a part of their context. Sums do not depend on the number of threads, nor on which tokens share a batch.
     """
     t = table_at(table)
     sizes, plan, ids, x = int64s(t, SIZES), int64s(t, PLAN), int64s(t, IDS), float32s(t, X)

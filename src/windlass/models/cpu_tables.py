@@ -14,7 +14,10 @@ from numpy.typing import NDArray
     TOKEN_ADAPTERS, ADAPTERS, ADAPTER_SCALES, ADAPTER_CELLS, SHRUNK,
     X, QKV, MIXED, INNER_STATE, CODES, STEPS, CODE_SUMS, PARTS, QUERIES, STATES, TOPS,
     NORMED, SUMS, MORE, SCORES, OWN_QUERIES, TWICE, PAIR, RANKED, CANDIDATE_TILES, INPUTS,
-) = range(54)  # fmt: skip
+    STRETCH_SUMS,
+    BUDGETS, NEWEST, SKETCH, SKETCHED, VERSIONS, PAGE_BOUNDS, PAGE_RANKS, READ_PAGES, READ_STARTS, READ_BEGINS,
+    READ_LENGTHS,
+) = range(66)  # fmt: skip
 """Arrays of a step (`kernels.views`): of the model, of the batch, of the pool and the results, and memory to work in.
 
 Of the model: `ARENA` uint8, `PLAN` int64 [layers + 1, 7, 6] and `EXTRAS` int64 [layers, 5] as `cpu_packing` describes
@@ -26,9 +29,12 @@ and `TOKEN_ADAPTERS` (int64 [tokens], -1: none) are empty when nobody asks. `ADA
 `ADAPTER_SCALES` float32 [adapters, layers, 7], `ADAPTER_CELLS` int64: where in the pool a row or a column begins;
 `SHRUNK` float32, for each token (or thread, when there is one token) three rows of the largest rank. From `NORMED` on
 each thread has arrays of its own: `PAIR` is for the chunk that it is merging, `CANDIDATE_TILES` are the tiles with the
-highest `RANKED`.
+highest `RANKED`. From `BUDGETS` on it is about tokens that read a part of their context (`cpu_sparse`): `BUDGETS` int64
+[tokens] (or empty), pages that a token reads, 0 for all; `NEWEST` int64 [tokens], how many of them are the last;
+`SKETCH` uint16 [pages, layers, key heads, 2 * head_dim] holds what `SKETCHED` int64 [pages, layers, key heads] says it
+does, of each page the version in `VERSIONS` int64 [pages]; the rest is a thread's own, the runs that it reads the last.
 """
-ARRAYS = 54
+ARRAYS = 66
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
 """Rows of `PLAN` in a layer: its matrices; in the row after the last layer: below."""
 EMBEDDING, HEAD, COARSE = range(3)
@@ -46,7 +52,8 @@ SHRUNK_WIDTH = 10
 TILE_CALL, VECTOR_CALL, ATTEND_CALL, PROJECT_CALL, GATED_CALL, QUANTIZE_CALL, TURN_CALL = range(7)
 FEW_CALL, MERGE_CALL, MANY_CALL, HEAD_CALL, LAYER_CALL = range(7, 12)
 SHRINK_CALL, EXPAND_CALL, SHRINK_TOKENS_CALL, EXPAND_ROWS_CALL, MASS_CALL, MEASURE_CALL = range(12, 18)
-"""Entries of `CALLS`: addresses of compiled functions; the last six are 0 until they are needed."""
+SPARSE_CALL = 18
+"""Entries of `CALLS`: addresses of compiled functions; the last seven are 0 until they are needed."""
 RANK, FIRST_ROW, FIRST_COLUMN = range(3)
 """Columns of a matrix in `ADAPTERS`: its rank, and where in `ADAPTER_CELLS` rows of A and columns of B begin."""
 TOKEN_GROUP = 64

@@ -35,6 +35,7 @@ class PagePool:
     Attributes:
         data: uint16 `[pages, page_elements]`, bits of float16; another array after `take` had to grow the pool.
         owners: How many own each page; 0 is free.
+        versions: int64, another number whenever a page may hold something else than before.
 
     Raises:
         UsageError: a size is not positive, or the budget is more than the machine can promise.
@@ -56,6 +57,7 @@ class PagePool:
         self.budget = pages
         self.data = self._zeros(pages or 0)
         self.owners = [0] * len(self.data)
+        self.versions = np.zeros(len(self.data), np.int64)
         self._free = list(range(len(self.data) - 1, -1, -1))
         # Caches give their pages back when the garbage collector finds them, in whichever thread that happens.
         self._lock = threading.RLock()
@@ -104,6 +106,7 @@ class PagePool:
             taken = [self._free.pop() for _ in range(count)]
             for page in taken:
                 self.owners[page] = 1
+            self.versions[taken] += 1
             return taken
 
     def share(self, page: int) -> None:
@@ -161,6 +164,7 @@ class PagePool:
         self.data = grown
         self._free += range(count - 1, before - 1, -1)
         self.owners += [0] * (count - before)
+        self.versions = np.concatenate((self.versions, np.zeros(count - before, np.int64)))
 
 
 class SequenceCache:

@@ -178,8 +178,8 @@ class MatrixCompletion(Estimator):
             self.history_.append(
                 ConvergenceLog(turn, now, time.perf_counter() - self._began, {"rank": rank, "validation": error})
             )
-            progress.advance("complete", 1, f"rank {rank}, error {error:.4g}")
             self._running = factors
+            progress.advance("complete", 1, f"rank {rank}, error {error:.4g}")
             if held is None:
                 best_error = now
             elif error < best_error:

@@ -35,6 +35,8 @@ _NEIGHBOURS = 8
 _ROUNDS = 4
 _SHALLOW = 0.9
 """Two groups are one when the density between their peaks stays above this share of the lower peak."""
+_MEMBERS_A_NUMBER = 10
+"""Below so many members a parameter, two Gaussians fit better than one by chance alone."""
 _MOST_AXES = 30
 _MOST_UNITS = 20_000
 _BLOCK = 65_536
@@ -185,7 +187,7 @@ class ProbabilisticPartition(Estimator):
         if len(joined) < len(mixture.shares):
             mixture = expectation_maximisation(rows, weight, Mixture.of(joined, d, family))
         parted = split_at_valleys(mixture, rows, weight, d)
-        if len(parted) > len(mixture.shares):
+        if len(mixture.shares) < len(parted) <= self.max_clusters:
             mixture = expectation_maximisation(rows, weight, Mixture.of(parted, d, family))
         k = len(mixture.shares)
         return mixture, 2 * mixture.log_likelihood - (k * (parameters(d, family) + 1) - 1) * np.log(n)
@@ -348,7 +350,7 @@ def split_at_valleys(mixture: Mixture, rows: Floats, weight: Floats, d: int) -> 
         inside = labels == group
         members, count = rows[inside], weight[inside]
         out.append(sums)
-        if count.sum() < 4 * (parameters(d, family) + 1):
+        if count.sum() < _MEMBERS_A_NUMBER * (parameters(d, family) + 1):
             continue
         halves = over_partition(np.ascontiguousarray(members[:, 1 : d + 1]), count, 2)
         if halves.max() < 1:

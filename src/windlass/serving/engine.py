@@ -23,6 +23,7 @@ from windlass.serving.batch import Batch, BatchExecutor, Sampled, Scheduler, Ste
 from windlass.serving.kv import KVManager, PageStats
 from windlass.serving.metrics import EngineMetrics
 from windlass.serving.request import FinishReason, Request, Sequence, State, sequences_of
+from windlass.serving.sparse_policy import SparsePolicy
 
 if TYPE_CHECKING:
     from windlass.serving.adapters import EngineAdapters
@@ -64,6 +65,7 @@ class EngineConfig:
         max_queue_per_tenant: Of these, of one tenant.
         max_queued_tokens: Prompt tokens that may wait.
         check_every: Steps between checks of the memory's books; 0: never.
+        kv_sparsity: Share of a long context that generated tokens do not read; 0: they read all of it.
         chunks: How chunks of prompts are kept for requests that allow it (`Request.reuse_chunks`); None: they are not.
         strict: Raise our own bugs instead of failing the request they belong to.
     """
@@ -72,6 +74,7 @@ class EngineConfig:
     max_queue_per_tenant: int = 64
     max_queued_tokens: int = 1 << 20
     check_every: int = 0
+    kv_sparsity: float = 0.0
     chunks: ChunkOptions | None = None
     strict: bool = False
 
@@ -100,9 +103,10 @@ class Event:
 class RequestHandle:
     """What came of a request so far. Events are put in by the engine's thread and may be taken out by another."""
 
-    def __init__(self, request: Request, sequences: list[Sequence]) -> None:
+    def __init__(self, request: Request, sequences: list[Sequence], sparse: SparsePolicy | None = None) -> None:
         self.request = request
         self.sequences = sequences
+        self.sparse = sparse
         self.listener: Callable[[], None] | None = None
         self._events: deque[Event] = deque()
         self._unfinished = len(sequences)
@@ -120,7 +124,12 @@ class RequestHandle:
     def approximations(self) -> dict[str, dict[str, float]]:
         """What made the answers differ from those of a full computation, by the name of the option; empty: nothing."""
         plans = [seq.reuse for seq in self.sequences if seq.reuse is not None and seq.reuse.taken]
-        return {"chunks": plans[0].report()} if plans else {}
+        found = {"chunks": plans[0].report()} if plans else {}
+        if self.sparse is not None and any(
+            seq.made > 1 and self.sparse.applies(len(seq.tokens)) for seq in self.sequences
+        ):
+            found["kv_sparsity"] = {"share_read": self.sparse.ratio}
+        return found
 
     def take(self) -> list[Event]:
         """The events since the last call."""
@@ -211,7 +220,8 @@ class Engine:
         self._require_memory(request)
         if self.kv.chunks is not None:
             self.kv.chunks.fetch(request)
-        handle = RequestHandle(request, sequences_of(request))
+        sparse = SparsePolicy(1 - self.config.kv_sparsity) if self.config.kv_sparsity else None
+        handle = RequestHandle(request, sequences_of(request), sparse)
         with self._lock:
             if request.id in self._handles:
                 raise UsageError(f"a request with the id {request.id!r} is under way")
@@ -417,7 +427,8 @@ class Engine:
             if item.kind == "probe":
                 continue
             seq.advance(item.n_tokens)
-            seq.rated.update(result.rated.get(seq.id, {}))
+            if seq.id in result.rated:
+                seq.rated = (seq.rated or {}) | result.rated[seq.id]
             if item.n_tokens > 1 or seq.computed % self.kv.page_tokens == 0:
                 self.kv.publish(seq)
             sampled = result.tokens.get(seq.id)

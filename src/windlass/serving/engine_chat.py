@@ -97,7 +97,9 @@ class EngineChat:
         )
         engine = local_engine(
             model,
-            config=EngineConfig(chunks=chunks if settings.chunk_cache_mb else None),
+            config=EngineConfig(
+                chunks=chunks if settings.chunk_cache_mb else None, kv_sparsity=settings.kv_sparsity_percent / 100
+            ),
             memory_bytes=settings.kv_cache_mb << 20,
             policy=settings.scheduler,
             tbt_slo_s=settings.tbt_slo_ms / 1000 or None,

@@ -17,6 +17,8 @@ from windlass.serving.kv import KVManager
 from windlass.serving.numba_executor import NumbaExecutor
 from windlass.serving.request import Sequence
 from windlass.serving.scheduler import DecodeFirst, FairShare, HybridFull, PrefillFirst, QueuePolicy
+from windlass.serving.sparse_kv import SparseReader
+from windlass.serving.sparse_policy import SparsePolicy
 from windlass.serving.step_time import measure
 from windlass.serving.text import Readable
 
@@ -58,16 +60,17 @@ def local_engine(
     context_pages = -(-model.context_length // probe.page_tokens)
     pages = max(memory_bytes // probe.page_bytes, context_pages)
     pool = decoder.new_pool(pages=pages)
-    chunks = chunk_cache(decoder, pool, model.fingerprint, config.chunks) if config and config.chunks else None
     adapters = EngineAdapters(AdapterStore(decoder.config, pool.data.shape[1], pages), pool)
+    chunks = chunk_cache(decoder, pool, model.fingerprint, config.chunks) if config and config.chunks else None
     kv = KVManager(
         pool, pages, page_tokens=pool.page_tokens, revision=model.fingerprint, adapters=adapters.pages, chunks=chunks
     )  # fmt: skip
+    sparse = SparseReader(SparsePolicy(1 - config.kv_sparsity), pool) if config and config.kv_sparsity else None
 
     def text(seq: Sequence) -> Readable:
         return Readable(model.tokenizer.detokenizer(), seq.request.params.stop)
 
-    executor = NumbaExecutor(decoder, pool, adapters=adapters)
+    executor = NumbaExecutor(decoder, pool, adapters=adapters, sparse=sparse)
     return Engine(
         executor,
         FairShare(_policy(policy, tbt_slo_s, executor, kv), weights),

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from windlass.core.errors import AdapterNotFound
 from windlass.models.adapter_tables import TokenAdapters
 from windlass.models.config import ModelConfig
+from windlass.models.key_sketch import SparseReading
 from windlass.models.page_pool import PagePool
 from windlass.models.token_batch import AttentionMass, TokenBatch
 from windlass.serving.adapters import EngineAdapters
 from windlass.serving.batch import Batch, ExecutorCaps, Sampled, StepResult, WorkItem
 from windlass.serving.sampling import Floats, not_numbers, sample, with_logprobs
+from windlass.serving.sparse_kv import SparseReader
 
 
 class PagedModel(Protocol):
@@ -30,9 +32,10 @@ class PagedModel(Protocol):
         pool: PagePool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> Floats:
         """float32 [len(batch.out_rows), vocab]. `adapters` is given only when a token has one, `mass` when a sequence
-        wants to know what its tokens attend to.
+        wants to know what its tokens attend to, `sparse` when a token does not read everything.
         """
         ...
 
@@ -47,6 +50,7 @@ class GreedyPagedModel(Protocol):
         pool: PagePool,
         adapters: TokenAdapters | None = None,
         mass: AttentionMass | None = None,
+        sparse: SparseReading | None = None,
     ) -> NDArray[np.int64]:
         """int64 [len(batch.out_rows)]."""
         ...
@@ -59,6 +63,7 @@ class NumbaExecutor:
         model: Computes a batch of tokens.
         pool: The memory it writes; the one that the engine's `KVManager` hands out.
         adapters: What requests with an adapter run with; None: such requests fail.
+        sparse: Which part of long contexts is read; None: all.
         clock: Seconds, for the durations it reports.
         most_tokens: Largest batch.
     """
@@ -69,11 +74,12 @@ class NumbaExecutor:
         pool: PagePool,
         *,
         adapters: EngineAdapters | None = None,
+        sparse: SparseReader | None = None,
         clock: Callable[[], float] = time.perf_counter,
         most_tokens: int = 4096,
     ) -> None:
         self._model, self._pool, self._clock = model, pool, clock
-        self._adapters = adapters
+        self._adapters, self._sparse = adapters, sparse
         self.caps = ExecutorCaps("cpu", most_tokens, model.config.max_position)
 
     def run(self, batch: Batch) -> StepResult:
@@ -86,6 +92,9 @@ class NumbaExecutor:
         mass = attention_mass(batch.items)
         if mass is not None:
             options["mass"] = mass
+        reading = self._sparse.of(batch.items) if self._sparse is not None else None
+        if reading is not None:
+            options["sparse"] = reading
         if isinstance(self._model, GreedyPagedModel) and only_greedy(batch):
             result = self._run_greedy(self._model, batch, options)
         else:

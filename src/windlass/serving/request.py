@@ -232,7 +232,7 @@ class Sequence:
         preemptions: How often it had to give its pages back.
         node, published: How far its pages are known to the prefix tree.
         constraint: What its answer is held to.
-        rated: Tokens of the prompt by place, with their chances, where these are wanted.
+        rated: Tokens of the prompt by place, with their chances; None where these are not wanted.
         reuse: What of its prompt was taken from chunks; None: nothing.
         todo: Which known tokens are left to compute, ascending, where others between them were taken from chunks;
             None: all from `computed` on.
@@ -260,7 +260,7 @@ class Sequence:
         self.error: Exception | None = None
         self.preemptions = 0
         self.added = request.arrival
-        self.rated: dict[int, Sampled] = {}
+        self.rated: dict[int, Sampled] | None = None
         self.constraint = None if request.params.constraint is None else request.params.constraint()
 
     def __repr__(self) -> str:

@@ -128,6 +128,15 @@ class LaunchTree:
                 f"a tree of fanout {self.fanout} and depth {self.depth}", hint="give 1 or more, both small"
             )
 
+    @staticmethod
+    def to_serve(queries: int) -> LaunchTree:
+        """The smallest tree whose allocators have one batch each, up to the published 84."""
+        if queries <= BATCH:
+            return LaunchTree(1, 1)
+        return next(
+            (tree for tree in (LaunchTree(4, 1), LaunchTree(4, 2)) if tree.total * BATCH >= queries), LaunchTree()
+        )
+
     @property
     def total(self) -> int:
         return sum(self.fanout**level for level in range(1, self.depth + 1))
@@ -246,7 +255,7 @@ def search_parts(
         if isinstance(part.index, PartitionedIndex) and isinstance(part.source, Segment):
             seen = visible(part, Counters())
             hidden = None if len(seen.rows) == part.source.count else seen.mask
-            _Segment(job, part.index, hidden).serve(tree or LaunchTree())
+            _Segment(job, part.index, hidden).serve(tree or LaunchTree.to_serve(len(queries)))
         else:
             rows = allowed(part, Counters())
             for number, one in enumerate(queries):
@@ -276,11 +285,12 @@ def serve(call: PartCall) -> PartAnswer:
         if wanted == 0:
             best.append([])
             continue
-        asked = {"recall": call.recall, "params": call.params, "counters": Counters()}
         if len(chosen) <= int(call.params.get("exact_rows", index.exact_rows)):
             scores, rows = segment.exact(query, wanted, index.row_at[chosen].astype(np.int64))
         else:
-            scores, rows = index.best(query, wanted, chosen, **asked)
+            scores, rows = index.best(
+                query, wanted, chosen, recall=call.recall, params=call.params, counters=Counters()
+            )
         best.append(list(zip(scores.tolist(), segment.order[rows].tolist(), segment.ids[rows].tolist(), strict=True)))
     return PartAnswer(best, len(chosen), opened)
 
@@ -297,7 +307,7 @@ class _Held:
         """bool `[last - first]`: the positions that pass, decided on codes; open ones among `seen` are looked up."""
         codes = {name: code[first:last] for name, code in self._codes.items()}
         outcomes = possible(bound, self._cells, codes, last - first)
-        found = outcomes == TRUE
+        found: NDArray[np.bool_] = outcomes == TRUE
         open_places = np.flatnonzero((outcomes & TRUE > 0) & ~found & seen)
         rows = self.index.row_at[first + open_places].astype(np.int64)
         columns = {

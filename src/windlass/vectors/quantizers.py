@@ -22,7 +22,7 @@ Rows = NDArray[np.int64]
 LEAST_BITS = 256
 _CHUNK = 8192
 _SAMPLE = 20_000
-_CALIBRATED = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+_CALIBRATED = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 _QUERIES, _DEPTH = 64, 10
 _ARRAYS = ("mean", "frame", "codes", "squares", "factors")
 
@@ -77,6 +77,16 @@ class SignCodes:
         sign_scores_of(self.codes, self.squares, self.factors, self.asked(query), chosen, out)
         return out
 
+    def estimates(self, query: Floats, chosen: Rows, metric: str) -> Floats:
+        """float32 `[m]`: an estimate of the score of each row in `chosen`, as `Schema` says what a score is."""
+        scores = self.scores(query, chosen)
+        if metric == "ip":
+            return np.asarray(scores / 2, np.float32)
+        centred = (query - self.mean).astype(np.float64)
+        scores -= np.float32(centred @ centred)
+        # Of unit vectors the product is one less half of the squared distance.
+        return scores if metric == "l2" else np.asarray(1 + scores / 2, np.float32)
+
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.squares.nbytes + self.factors.nbytes + self.mean.nbytes + self.frame.nbytes
@@ -111,6 +121,22 @@ def fitted_refine(
         return []
     needed = np.quantile(ranks, _CALIBRATED, method="higher")
     return [(recall, int(rank) // _DEPTH + 1) for recall, rank in zip(_CALIBRATED, needed, strict=True)]
+
+
+def fitted_slack(
+    codes: SignCodes, read: Callable[[Rows], Floats], rows: Rows, schema: Schema, seed: int
+) -> list[tuple[float, float]]:
+    """Recall, and by how much the estimate of that share of true neighbours falls short of their score, at most."""
+    positions = np.sort(permutation(seed, "calibrate", size=len(rows))[:_SAMPLE])
+    vectors, short = read(rows[positions]), []
+    for place in permutation(seed, "asked", size=len(positions))[:_QUERIES].tolist():
+        others = np.delete(np.arange(len(positions)), place)
+        scores, true = gather_topk(vectors, vectors[place], _DEPTH, others, metric=schema.kernel_metric)
+        short += (scores - codes.estimates(vectors[place], positions[true], schema.metric)).tolist()
+    if not short:
+        return []
+    needed = np.quantile(short, _CALIBRATED, method="higher")
+    return [(recall, max(0.0, float(slack))) for recall, slack in zip(_CALIBRATED, needed, strict=True)]
 
 
 def _frame(dim: int) -> Floats:

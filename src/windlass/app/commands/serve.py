@@ -24,6 +24,9 @@ def serve(
     tbt_slo: Annotated[
         str, typer.Option(help="Time that may lie between two tokens of an answer, as 100ms; by default as set.")
     ] = "",
+    kv_sparsity: Annotated[
+        float, typer.Option(min=0, max=0.95, help="Share of a long context that new tokens do not read, as 0.8.")
+    ] = 0.0,
 ) -> None:
     """Serve search, answers and an OpenAI-compatible API over an indexed folder.
 
@@ -46,6 +49,7 @@ def serve(
         "server.port": port,
         "server.scheduler": scheduler or None,
         "server.tbt_slo_ms": _milliseconds(tbt_slo) if tbt_slo else None,
+        "server.kv_sparsity_percent": round(100 * kv_sparsity) or None,
     }
     with Pipeline.open(folder, overrides=overrides) as pipeline:
         warm_up(pipeline)

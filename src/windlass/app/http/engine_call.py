@@ -144,8 +144,8 @@ class EngineCall:
         """The tokens of the prompt, when they were to be rated."""
         if seq.request.params.prompt_logprobs is None:
             return ()
-        first = self._spelled(seq.tokens[0], None)
-        return (first, *(self._chance(seq.rated[place]) for place in range(1, seq.prompt_length)))
+        first, rated = self._spelled(seq.tokens[0], None), seq.rated or {}
+        return (first, *(self._chance(rated[place]) for place in range(1, seq.prompt_length)))
 
     def _chance(self, sampled: Sampled) -> TokenChance:
         top = tuple(self._spelled(token, logprob) for token, logprob in sampled.top)
