@@ -157,7 +157,7 @@ def _chunks(t: Any, token: int, layer: int) -> tuple[int, int]:
 @pasted
 def reads_parts(t: Any, layer: int) -> bool:
     """Whether tokens read parts of their contexts in this layer: where there is a window, they read that."""
-    return int64s(t, BUDGETS).shape[0] > 0 and int64s(t, EXTRAS)[layer * NOTES + WINDOW] <= 0
+    return bool(int64s(t, BUDGETS).shape[0] > 0 and int64s(t, EXTRAS)[layer * NOTES + WINDOW] <= 0)
 
 
 @called
