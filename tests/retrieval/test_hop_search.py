@@ -59,7 +59,7 @@ def test_the_second_round_follows_a_name_and_says_so(pipeline: Pipeline) -> None
     hits = pipeline.search(QUESTION, 4, mode="hops")
     assert hits[0].passage.source == "notes.md" and hits[0].via is None and hits[0].ranks == {"dense": 1}
     linked = next(hit for hit in hits if hit.passage.source == "people.md")
-    assert linked.via is not None and linked.ranks == {"hops": 1}
+    assert linked.via is not None and set(linked.ranks) == {"hops"}
     assert (linked.via.name, linked.via.file, linked.via.origin) == ("Okonjo", "notes.md", hits[0].passage.id)
     assert len({hit.passage.id for hit in hits}) == len(hits) == 4
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
