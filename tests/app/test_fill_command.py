@@ -63,5 +63,5 @@ def test_a_table_without_numbers_or_of_an_unknown_name(tmp_path, monkeypatch, ca
     code, text = run(monkeypatch, capsys, tmp_path, "names")
     assert code == 2 and "too few numbers" in text
     code, text = run(monkeypatch, capsys, tmp_path, "nowhere")
-    assert code == 2 and "0 tables" in text
+    assert code == 2 and "no table's file or name contains 'nowhere'" in text
     assert not [path for path in Path(tmp_path).glob("*.csv") if path.name != "names.csv"]

@@ -65,7 +65,7 @@ def choose_k(
 
     Example:
         >>> from windlass.patterns.dissimilarity import source_of
-        >>> points = np.array([[0.0], [1], [10], [11], [20], [21]])
+        >>> points = np.concatenate([np.linspace(at, at + 1, 20) for at in (0.0, 10.0, 20.0)])[:, None]
         >>> choose_k(source_of(points, "euclidean"), 2, 5).k
         3
     """
