@@ -241,5 +241,9 @@ def _planning_cost() -> Metric:
         policy.next_batch(0.0, kv)
         times.append(time.perf_counter() - started)
     return metric(
-        "planning a step while 400 adapters are asked for", "ms", 1e3 * float(np.median(times)), better="lower", most=1.0
+        "planning a step while 400 adapters are asked for",
+        "ms",
+        1e3 * float(np.median(times)),
+        better="lower",
+        most=1.0,
     )
