@@ -46,7 +46,7 @@ def read_delimited(source: Source, decoded: Decoded, kind: str) -> Document:
     builder = TableBuilder(source.stem, names)
     empty = 0
     for row, start, end in chain(sample[body:], following):
-        if any(row):
+        if any(map(str.strip, row)):  # rows of blanks are rows without content, too
             builder.add(row, start, end)
         else:
             empty += 1
