@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from windlass.app.http.completion import Call, Choice, Completion, Piece
+from windlass.app.http.completion import Call, CallAround, Choice, Completion, Piece
 
 
-class BestOf:
+class BestOf(CallAround):
     """A call of which only the best answers to each prompt are given out; see `Call`.
 
     Args:
@@ -19,14 +19,8 @@ class BestOf:
     """
 
     def __init__(self, call: Call, prompts: int, keep: int, *, with_tokens: bool) -> None:
-        self._call = call
+        super().__init__(call)
         self._prompts, self._keep, self._with_tokens = prompts, keep, with_tokens
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-    def when_done(self, tell: Callable[[], object]) -> None:
-        self._call.when_done(tell)
 
     async def pieces(self, silence: float) -> AsyncIterator[Piece | None]:
         """Nothing: which answers are the best is known at the end."""

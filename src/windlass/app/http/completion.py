@@ -97,3 +97,16 @@ class Call(Protocol):
             Cancelled: It was cancelled. Else whatever went wrong.
         """
         ...
+
+
+class CallAround:
+    """A call that gives out otherwise what another one makes: that one is cancelled, and done, with it."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def when_done(self, tell: Callable[[], object]) -> None:
+        self._call.when_done(tell)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from windlass.app.http.completion import Call, Choice, Completion, Piece, ToolCall
+from windlass.app.http.completion import Call, CallAround, Choice, Completion, Piece, ToolCall
 from windlass.app.http.openai_schema import ChatRequest, Function
 from windlass.app.http.replies import ApiError
 from windlass.core.errors import UsageError
@@ -66,18 +66,12 @@ def with_tools(messages: list[dict[str, str]], body: ChatRequest) -> list[dict[s
     return [{"role": "system", "content": told}, *messages]
 
 
-class ToolCalls:
+class ToolCalls(CallAround):
     """A call of which answers that are calls of a function come out as such; see `Call`."""
 
     def __init__(self, call: Call) -> None:
-        self._call = call
+        super().__init__(call)
         self._begun: dict[int, bool] = {}
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-    def when_done(self, tell: Callable[[], object]) -> None:
-        self._call.when_done(tell)
 
     async def pieces(self, silence: float) -> AsyncIterator[Piece | None]:
         """Pieces of texts; those of a call are held back until it is whole."""
